@@ -1,0 +1,146 @@
+"""Events to dense tensors: one flat index per event and one bincount for the whole batch, on CPU or GPU.
+
+All functions take one recording (`Events` -> `[T, 2, H, W]`) or many (`PackedEvents` or a sequence of `Events` ->
+`[T, B, 2, H, W]`). Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Counts are int32. Integer sums do
+not depend on the order of additions, so CPU and GPU give the same numbers, run after run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from spikeloom.datasets.events import Events
+from spikeloom.datasets.packed import PackedEvents
+
+Recordings = Events | PackedEvents | Sequence[Events]
+
+_MAX_INT64 = 2**63 - 1
+_UNIT = 2**20  # voxel weights are whole multiples of 1 / _UNIT (float32 holds that exactly up to 16 events in a voxel)
+
+
+def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int | None = None) -> Tensor:
+    """T equal bins over [start_us, end_us], both ends included: an event is in bin (t - start) * T // (end - start).
+
+    end_us None: each recording's own last event, so nothing is lost and nothing is aligned between recordings; give the
+    same end_us to all for bins of one length. Events outside the range are not counted.
+    """
+    packed = _pack(events)
+    return _unpack(_count(packed, _time_bins(packed, T, start_us, end_us), T), events)
+
+
+def frames_by_window(events: Recordings, T: int, window_us: int) -> Tensor:
+    """T bins of window_us each, aligned to t = 0: bin k holds k * window_us <= t < (k + 1) * window_us.
+
+    A short recording ends in empty bins; events at or after T * window_us are not counted.
+    """
+    _check_positive("T", T)
+    _check_positive("window_us", window_us)
+    packed = _pack(events)
+    return _unpack(_count(packed, packed.t // window_us, T), events)
+
+
+def frames_by_count(events: Recordings, T: int, *, events_per_frame: int | None = None) -> Tensor:
+    """Bins of equal event counts: event i of N goes to bin i * T // N, so that frames differ by one event at most.
+
+    With events_per_frame the bin is i // events_per_frame: later events are not counted, missing ones leave empty bins.
+    """
+    _check_positive("T", T)
+    packed = _pack(events)
+    recording = packed.recording_index()
+    number = torch.arange(len(packed.t), device=packed.t.device) - packed.offsets[recording]
+    if events_per_frame is None:
+        bins = number * T // packed.lengths[recording]
+    else:
+        _check_positive("events_per_frame", events_per_frame)
+        bins = number // events_per_frame
+    return _unpack(_count(packed, bins, T), events)
+
+
+def voxel_grid(events: Recordings, T: int, *, start_us: int = 0, end_us: int | None = None) -> Tensor:
+    """Signed sums (ON +1, OFF -1), each event shared linearly by its two nearest of T instants.
+
+    Returns float32 `[T, 1, H, W]`, of many recordings `[T, B, 1, H, W]`. The instants are spread evenly over
+    [start_us, end_us] (end_us None: each recording's last event). The sum over T equals ON minus OFF events in range.
+    The event volume of Zhu et al. 2019, "Unsupervised Event-based Learning of Optical Flow, Depth, and Egomotion".
+    """
+    packed = _pack(events)
+    span, inside = _range(packed, T, start_us, end_us)
+    position = torch.where(inside, packed.t - start_us, 0) * (T - 1)
+    left = position // span  # the last event falls on instant T - 1 exactly: its right-hand weight is 0
+    right_weight = position % span * _UNIT // span
+    sign = packed.p.to(torch.int64) * 2 - 1
+    size = (T, len(packed), packed.height, packed.width)
+    pixel = (packed.recording_index() * packed.height + packed.y) * packed.width + packed.x
+    plane = size[1] * size[2] * size[3]
+    grid = torch.zeros(T * plane + 1, dtype=torch.int64, device=packed.t.device)  # + 1: a bin for what is outside
+    for instant, weight in ((left, _UNIT - right_weight), (left + 1, right_weight)):
+        index = torch.where(inside & (instant < T), instant * plane + pixel, T * plane)
+        grid.scatter_add_(0, index, sign * weight)
+    return _unpack((grid[:-1].to(torch.float64) / _UNIT).to(torch.float32).view(size).unsqueeze(2), events)
+
+
+def to_binary(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """1 where a pixel had any event in the bin, else 0; same shape as `frames`."""
+    return (frames > 0).to(dtype)
+
+
+def collate(batch: Sequence[tuple[Events, int]], to_frames: Callable[[PackedEvents], Tensor]) -> tuple[Tensor, Tensor]:
+    """Turn B pairs (events, label) into frames `[T, B, 2, H, W]` and labels `[B]` int64, for a DataLoader.
+
+    to_frames: one of the functions above with its settings, e.g. `partial(frames_by_time, T=8, end_us=300_000)`.
+    """
+    packed = PackedEvents.from_events([events for events, _ in batch])
+    return to_frames(packed), torch.tensor([label for _, label in batch], dtype=torch.int64)
+
+
+def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
+    """Counts `[T, B, 2, H, W]` int32 of the events whose bin `[N]` is in 0 .. T-1."""
+    size = (T, len(packed), 2, packed.height, packed.width)
+    cells = size[0] * size[1] * size[2] * size[3] * size[4]
+    index = (((bins * size[1] + packed.recording_index()) * 2 + packed.p) * size[3] + packed.y) * size[4] + packed.x
+    index = torch.where(
+        (bins >= 0) & (bins < T), index, cells
+    )  # one more cell instead of a mask, which would sync a GPU
+    return torch.bincount(index, minlength=cells + 1)[:cells].to(torch.int32).view(size)
+
+
+def _time_bins(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
+    span, inside = _range(packed, T, start_us, end_us)
+    bins = (torch.where(inside, packed.t - start_us, 0) * T // span).clamp(max=T - 1)  # an event at the end: last bin
+    return torch.where(inside, bins, T)
+
+
+def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> tuple[Tensor, Tensor]:
+    """Per event the length (us, >= 1) of its recording's range `[N]` int64, and whether it is inside `[N]` bool."""
+    _check_positive("T", T)
+    if end_us is None:
+        last = torch.cat((packed.t, packed.t.new_zeros(1)))[packed.offsets[1:] - 1]  # an empty recording: any value
+        end = last[packed.recording_index()]
+    else:
+        if end_us <= start_us:
+            raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
+        end = torch.full_like(packed.t, end_us)
+    span = (end - start_us).clamp(min=1)  # all events at one instant: one microsecond, not 0 / 0
+    if len(span) and int(span.max()) > _MAX_INT64 // max(T, _UNIT):
+        raise ValueError(
+            f"A range of {int(span.max())} us is too long to bin exactly; set start_us (it is {start_us})."
+        )
+    return span, (packed.t >= start_us) & (packed.t <= end)
+
+
+def _pack(events: Recordings) -> PackedEvents:
+    if isinstance(events, PackedEvents):
+        return events
+    return PackedEvents.from_events([events] if isinstance(events, Events) else events)
+
+
+def _unpack(frames: Tensor, events: Recordings) -> Tensor:
+    return frames.squeeze(1) if isinstance(events, Events) else frames  # [T, 1, C, H, W] -> [T, C, H, W]
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected a whole number >= 1.")

@@ -1,0 +1,104 @@
+"""Compile C++ kernels at first use and keep them on disk.
+
+A library's file name is the hash of everything that decides its content: source, flags, compiler, processor. It is
+written under a temporary name and renamed into place, so two processes may build the same kernel at once; next to it
+lies its checksum, so a damaged file is noticed and rebuilt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno",
+         "-fno-trapping-math", "-fopenmp", "-w")
+"""No fast-math: the kernels round as the reference does."""
+
+
+class CompilerError(RuntimeError):
+    """The machine's C++ compiler is missing or refused a kernel."""
+
+
+def cache_dir() -> Path:
+    """Folder of the compiled kernels: `$SPIKELOOM_CACHE`, else `spikeloom/` under the user's cache folder."""
+    if "SPIKELOOM_CACHE" in os.environ:
+        return Path(os.environ["SPIKELOOM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "spikeloom"
+
+
+@lru_cache(maxsize=1)
+def compiler() -> str | None:
+    """The C++ compiler: `$CXX`, else the first of c++, g++, clang++ on the path; None if there is none."""
+    candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
+    return next((found for c in candidates if (found := shutil.which(c))), None)
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Compiler version and processor features: what `-march=native` depends on."""
+    version = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True, check=True).stdout
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return "\n".join([version, platform.machine(), *features])
+
+
+def load(source: str) -> ctypes.CDLL:
+    """The compiled library of a source, from the cache or freshly built.
+
+    Raises:
+        CompilerError: no compiler, or it failed; the message holds its last lines.
+    """
+    if compiler() is None:
+        raise CompilerError("no C++ compiler found; install one (Debian: apt-get install g++) or set CXX")
+    identity = "\0".join([source, *FLAGS, _machine()])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = cache_dir() / "cpu"
+    library = folder / f"{name}.so"
+    if not _intact(library):
+        folder.mkdir(parents=True, exist_ok=True)
+        _compile(source, library)
+    return ctypes.CDLL(str(library))
+
+
+def _intact(library: Path) -> bool:
+    checksum = library.with_suffix(".sha256")
+    if not (library.exists() and checksum.exists()):
+        return False
+    return checksum.read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _compile(source: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        code, out = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
+        code.write_text(source)
+        command = [str(compiler()), *FLAGS, str(code), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            tail = "\n".join(done.stderr.splitlines()[-12:])
+            raise CompilerError(f"{' '.join(command[:1])} could not compile a kernel (exit {done.returncode}):\n{tail}")
+        checksum = Path(scratch) / "kernel.sha256"
+        checksum.write_text(hashlib.sha256(out.read_bytes()).hexdigest())
+        os.replace(out, library)
+        os.replace(checksum, library.with_suffix(".sha256"))
+
+
+def probe() -> tuple[bool, str, str]:
+    """Can kernels be compiled and loaded here? `(works, detail, what to do)`."""
+    if compiler() is None:
+        return False, "no C++ compiler found (looked for $CXX, c++, g++, clang++)", "apt-get install g++"
+    try:
+        load('extern "C" int loom_probe() { int n = 0;\n#pragma omp parallel for reduction(+ : n)\n'
+             "for (int i = 0; i < 8; ++i) n += i; return n; }\n")
+    except (CompilerError, OSError) as error:
+        return False, str(error), "install a working g++ or clang++ with OpenMP, or make the cache folder writeable"
+    return True, f"{compiler()} with OpenMP, {sys.platform} {platform.machine()}, cache {cache_dir()}", ""

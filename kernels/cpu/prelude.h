@@ -1,0 +1,83 @@
+// Scalar helpers of the CPU kernels. `real` (float or double) and `io` (storage type) are defined before inclusion.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define LOOM_INLINE static inline __attribute__((always_inline))
+
+template <class To, class From> LOOM_INLINE To loom_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "bit casts keep the size");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// e^x in float to about one ulp, branch-free so that loops over lanes vectorise: x = n ln 2 + r with |r| <= ln 2 / 2, a
+// polynomial in r, and 2^n applied in two factors so that subnormal results and overflow come out right.
+LOOM_INLINE float loom_exp(float x) {
+    const float c = x > 89.0f ? 89.0f : (x < -104.0f ? -104.0f : x);
+    const float n = (c * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+    const float r = (c - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const float y = (p * (r * r) + r) + 1.0f;
+    const int32_t e = (int32_t)n, half = e >> 1;
+    return (y * loom_bits<float>((half + 127) << 23)) * loom_bits<float>((e - half + 127) << 23);
+}
+LOOM_INLINE double loom_exp(double x) { return std::exp(x); }
+LOOM_INLINE real loom_log(real x) { return std::log(x); }
+LOOM_INLINE real loom_sqrt(real x) { return std::sqrt(x); }
+LOOM_INLINE real loom_tanh(real x) { return std::tanh(x); }
+LOOM_INLINE real loom_sigmoid(real x) { return real(1) / (real(1) + loom_exp(-x)); }
+LOOM_INLINE real loom_abs(real x) { return std::fabs(x); }
+LOOM_INLINE real loom_max(real a, real b) { return (a > b || a != a) ? a : b; }
+LOOM_INLINE real loom_min(real a, real b) { return (a < b || a != a) ? a : b; }
+LOOM_INLINE real loom_clamp(real x, real low, real high) { return loom_min(loom_max(x, low), high); }
+LOOM_INLINE real loom_floor(real x) { return std::floor(x); }
+LOOM_INLINE real loom_round(real x) { return std::nearbyint(x); }  // to even, the default rounding mode
+
+// Storage types: float and double as they are, bfloat16 and float16 as their bits, rounded to nearest even.
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+LOOM_INLINE real loom_load(const float& v) { return v; }
+LOOM_INLINE real loom_load(const double& v) { return (real)v; }
+LOOM_INLINE real loom_load(const bf16& v) { return loom_bits<float>((uint32_t)v.bits << 16); }
+LOOM_INLINE real loom_load(const fp16& v) {
+    const uint32_t magnitude = (uint32_t)(v.bits & 0x7fff) << 13, sign = (uint32_t)(v.bits & 0x8000) << 16;
+    const float scaled = loom_bits<float>(magnitude) * 5.192296858534828e33f;  // 2^112 moves the exponent bias
+    const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;      // infinity and NaN
+    return loom_bits<float>(loom_bits<uint32_t>(scaled) | special | sign);
+}
+LOOM_INLINE void loom_store(float& to, real v) { to = (float)v; }
+LOOM_INLINE void loom_store(double& to, real v) { to = v; }
+LOOM_INLINE void loom_store(bf16& to, real v) {
+    const uint32_t b = loom_bits<uint32_t>((float)v);
+    const uint32_t rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+    to.bits = (uint16_t)((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+LOOM_INLINE void loom_store(fp16& to, real v) {
+    const uint32_t b = loom_bits<uint32_t>((float)v), sign = b & 0x80000000u, m = b ^ sign;
+    const uint32_t normal = (m + 0xc8000fffu + ((m >> 13) & 1u)) >> 13;                    // rebias, round to even
+    const uint32_t tiny = loom_bits<uint32_t>(loom_bits<float>(m) + 0.5f) - 0x3f000000u;   // subnormal half
+    const uint32_t large = m > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t h = m >= 0x47800000u ? large : (m < 0x38800000u ? tiny : normal);
+    to.bits = (uint16_t)(h | (sign >> 16));
+}
+
+// The parameter of lane l is entry (l / repeat) % count.
+struct LaneParam { const real* values; int64_t count, repeat; };
+
+LOOM_INLINE void loom_gather(const LaneParam& p, int64_t lane, int n, real* to, int32_t* index) {
+    int64_t entry = (lane / p.repeat) % p.count, left = p.repeat - lane % p.repeat;
+    for (int l = 0; l < n; ++l) {
+        to[l] = p.values[entry];
+        index[l] = (int32_t)entry;
+        if (--left == 0) { left = p.repeat; entry = entry + 1 == p.count ? 0 : entry + 1; }
+    }
+}

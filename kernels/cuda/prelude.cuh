@@ -1,0 +1,85 @@
+// Scalar helpers of the CUDA kernels; compiled by NVRTC without any header. `real`, `io` and LOOM_IO_* come first.
+#define LOOM_INLINE static __device__ __forceinline__
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
+LOOM_INLINE float loom_exp(float x) { return expf(x); }
+LOOM_INLINE double loom_exp(double x) { return exp(x); }
+LOOM_INLINE float loom_log(float x) { return logf(x); }
+LOOM_INLINE double loom_log(double x) { return log(x); }
+LOOM_INLINE float loom_sqrt(float x) { return sqrtf(x); }
+LOOM_INLINE double loom_sqrt(double x) { return sqrt(x); }
+LOOM_INLINE float loom_tanh(float x) { return tanhf(x); }
+LOOM_INLINE double loom_tanh(double x) { return tanh(x); }
+LOOM_INLINE float loom_abs(float x) { return fabsf(x); }
+LOOM_INLINE double loom_abs(double x) { return fabs(x); }
+LOOM_INLINE float loom_floor(float x) { return floorf(x); }
+LOOM_INLINE double loom_floor(double x) { return floor(x); }
+LOOM_INLINE float loom_round(float x) { return rintf(x); }
+LOOM_INLINE double loom_round(double x) { return rint(x); }
+LOOM_INLINE real loom_sigmoid(real x) { return real(1) / (real(1) + loom_exp(-x)); }
+LOOM_INLINE real loom_max(real a, real b) { return (a > b || a != a) ? a : b; }
+LOOM_INLINE real loom_min(real a, real b) { return (a < b || a != a) ? a : b; }
+LOOM_INLINE real loom_clamp(real x, real low, real high) { return loom_min(loom_max(x, low), high); }
+
+// Storage types: float and double as they are, bfloat16 and float16 as their bits, rounded to nearest even.
+struct bf16 { unsigned short bits; };
+struct fp16 { unsigned short bits; };
+LOOM_INLINE real loom_load(float v) { return v; }
+LOOM_INLINE real loom_load(double v) { return (real)v; }
+LOOM_INLINE real loom_load(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+LOOM_INLINE real loom_load(fp16 v) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+    return f;
+}
+LOOM_INLINE void loom_store(float& to, real v) { to = (float)v; }
+LOOM_INLINE void loom_store(double& to, real v) { to = v; }
+LOOM_INLINE void loom_store(fp16& to, real v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"((float)v)); }
+LOOM_INLINE void loom_store(bf16& to, real v) {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"((float)v));
+#else
+    const unsigned b = __float_as_uint((float)v);
+    to.bits = (b & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (unsigned short)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+#endif
+}
+
+// V neighbouring lanes of a tensor, read and written in one access.
+template <int bytes> struct Word;
+template <> struct Word<2> { typedef unsigned short type; };
+template <> struct Word<4> { typedef unsigned type; };
+template <> struct Word<8> { typedef uint2 type; };
+template <> struct Word<16> { typedef uint4 type; };
+template <class E, int V> struct __align__(sizeof(E) * V) Pack { E e[V]; };
+
+template <class E, int V> LOOM_INLINE Pack<E, V> loom_read(const E* from) {
+    typedef typename Word<sizeof(E) * V>::type word;
+    union { word w; Pack<E, V> p; } u;
+    u.w = __ldg(reinterpret_cast<const word*>(from));
+    return u.p;
+}
+template <class E, int V> LOOM_INLINE void loom_write(E* to, const Pack<E, V>& pack) {
+    typedef typename Word<sizeof(E) * V>::type word;
+    union U { word w; Pack<E, V> p; __device__ U() {} } u;
+    u.p = pack;
+    *reinterpret_cast<word*>(to) = u.w;
+}
+template <int V> LOOM_INLINE void loom_read_real(const real* from, real* to) {
+    #pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = __ldg(from + v);
+}
+
+// The parameter of lane l is entry (l / repeat) % count.
+struct LaneParam { const real* values; long long count, repeat; };
+template <int V> LOOM_INLINE void loom_gather(const LaneParam& p, index_t lane, real* to) {
+    const index_t repeat = (index_t)p.repeat, count = (index_t)p.count;
+    index_t entry = lane / repeat, left = repeat - (lane - entry * repeat);
+    entry %= count;
+    #pragma unroll
+    for (int v = 0; v < V; ++v) {
+        to[v] = __ldg(p.values + entry);
+        if (--left == 0) { left = repeat; entry = entry + 1 == count ? 0 : entry + 1; }
+    }
+}

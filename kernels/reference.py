@@ -1,0 +1,48 @@
+"""The meaning of a program: its step function called on torch tensors, one time step after the other.
+
+Differentiated by autograd, on any device, in float64 for float64 input and float32 otherwise. Kernels are tested
+against this loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from spikeloom.kernels.program import Program
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """Type of states and arithmetic for inputs of a storage type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def run(program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor],
+        params: Mapping[str, Tensor | float]) -> tuple[list[Tensor], list[Tensor]]:
+    """Run all time steps.
+
+    Args:
+        inputs: tensors [T, *neurons] of one dtype.
+        state: initial states [*neurons], or empty to start from rest.
+        params: numbers, or tensors that broadcast against [*neurons].
+
+    Returns:
+        Outputs [T, *neurons] in the inputs' dtype, and the final states [*neurons] in the arithmetic type.
+    """
+    first = inputs[0]
+    real = arithmetic(first.dtype)
+    held = {name: p.to(real) if isinstance(p, Tensor) else torch.tensor(p, dtype=real, device=first.device)
+            for name, p in params.items()}
+    shape = first.shape[1:]
+    now = [s.to(real) for s in state] or [
+        torch.as_tensor(rest, dtype=real, device=first.device).expand(shape) for rest in program.rest_state(held)]
+    outputs: list[list[Tensor]] = [[] for _ in program.outputs]
+    for t in range(first.shape[0]):
+        result = program.function(*(x[t].to(real) for x in inputs), *now, **held)
+        values = list(result) if isinstance(result, tuple) else [result]
+        for kept, value in zip(outputs, values, strict=False):
+            kept.append(torch.as_tensor(value, device=first.device).to(first.dtype).expand(shape))
+        now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs):]]
+    return [torch.stack(kept) for kept in outputs], now

@@ -1,0 +1,115 @@
+"""`weave`: run a program over all time steps of `[T, *neurons]` inputs, on a chosen backend, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from spikeloom.kernels import op, reference
+from spikeloom.kernels.backends import choose
+from spikeloom.kernels.program import Program
+
+UNROLLED_STEPS = 16
+"""Up to this many steps backward recomputes from the start; beyond, the state is kept every `UNROLLED_STEPS` steps."""
+
+
+def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float], *,
+          state: Sequence[Tensor] | None = None, backend: str = "auto") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Run a program.
+
+    Args:
+        inputs: one floating-point tensor [T, *neurons] per input of the program, all of one shape.
+        params: a number or a tensor for every run-time parameter; tensors broadcast against [*neurons] and get
+            gradients.
+        state: initial states, each [*neurons]; None starts from rest. Gradients flow into it.
+        backend: `auto`, `reference`, `cpu` or `cuda`.
+
+    Returns:
+        The outputs [T, *neurons] in the inputs' dtype, and the final states [*neurons] in float32 (float64 for float64
+        inputs), differentiable both.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit; the message says what is expected.
+        BackendError: the named backend cannot run here.
+    """
+    xs = _checked_inputs(program, inputs)
+    states = _checked_state(program, xs[0], state)
+    chosen = choose(backend, xs[0].device.type)
+    if chosen == "reference":
+        outputs, final = reference.run(program, xs, states, params)
+        return tuple(outputs), tuple(final)
+    tensors, scalars, kinds = [], [], ""
+    for name in program.params:
+        value = params[name]
+        if isinstance(value, Tensor):
+            tensors.append(_checked_param(name, value, xs[0]))
+            kinds += "t"
+        else:
+            scalars.append(value)
+            kinds += "s"
+    every = UNROLLED_STEPS if xs[0].shape[0] > UNROLLED_STEPS and torch.is_grad_enabled() and any(
+        t.requires_grad for t in (*xs, *states, *tensors)) else 0
+    results = op.weave(xs, states, tensors, scalars, f"{program.key}|{kinds}", every)
+    n = len(program.outputs)
+    return tuple(results[:n]), tuple(results[n:n + len(program.states)])
+
+
+def _checked_inputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    if len(inputs) != len(program.inputs):
+        raise TypeError(f"{program.name} takes {len(program.inputs)} input(s) ({', '.join(program.inputs)}), got "
+                        f"{len(inputs)}")
+    first = inputs[0]
+    for name, x in zip(program.inputs, inputs, strict=True):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{program.name}: {name} must be a torch tensor [T, *neurons], got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"{program.name}: {name} has dtype {x.dtype}; neurons take float32, float64, float16 or "
+                            f"bfloat16 (convert with {name}.float())")
+        if x.dim() < 2:
+            raise ValueError(f"{program.name}: {name} has shape {list(x.shape)}; expected [T, *neurons] with time first, "
+                             f"usually [T, B, ...] (for one time step pass {name}[None])")
+        if x.shape != first.shape:
+            raise ValueError(f"{program.name}: {name} has shape {list(x.shape)} but {program.inputs[0]} has "
+                             f"{list(first.shape)}; all inputs must have one shape")
+        if x.device != first.device:
+            raise ValueError(f"{program.name}: {name} is on {x.device} but {program.inputs[0]} is on {first.device}")
+    if first.shape[0] == 0:
+        raise ValueError(f"{program.name}: the input has T = 0 time steps (shape {list(first.shape)}); T must be >= 1")
+    if len(inputs) == 1:
+        return [first]
+    dtype = first.dtype
+    for x in inputs[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return [x.to(dtype) for x in inputs]
+
+
+def _checked_state(program: Program, x: Tensor, state: Sequence[Tensor] | None) -> list[Tensor]:
+    if state is None or not program.states:
+        return []
+    if isinstance(state, Tensor) or len(state) != len(program.states):
+        got = "one tensor" if isinstance(state, Tensor) else f"{len(state)} value(s)"
+        raise TypeError(f"{program.name}: state must be a tuple ({', '.join(program.states)},) of {len(program.states)} "
+                        f"tensor(s) [*neurons], got {got}")
+    real = reference.arithmetic(x.dtype)
+    for name, s in zip(program.states, state, strict=True):
+        if s.shape != x.shape[1:]:
+            raise ValueError(f"{program.name}: state {name} has shape {list(s.shape)} but the input {list(x.shape)} has "
+                             f"neurons {list(x.shape[1:])}; a state belongs to one batch size: start from rest "
+                             f"(state=None) when the batch changes")
+        if s.device != x.device:
+            raise ValueError(f"{program.name}: state {name} is on {s.device} but the input is on {x.device}; move it "
+                             f"with state.to(...)")
+    return [s.to(real) for s in state]
+
+
+def _checked_param(name: str, value: Tensor, x: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise TypeError(f"parameter {name} has dtype {value.dtype}; expected a floating-point tensor")
+    if value.device != x.device:
+        if value.numel() != 1 or value.device.type != "cpu":
+            raise ValueError(f"parameter {name} is on {value.device} but the input is on {x.device}; move the module "
+                             f"with .to({str(x.device)!r})")
+        return value.to(x.device)
+    return value

@@ -1,0 +1,135 @@
+"""torch.nn's layers for `[T, B, ...]`: time is folded into the batch, so one call serves all time steps.
+
+Each class is a subclass of the torch layer of the same name: constructor arguments, parameters and state-dict keys are
+torch's, so a plain torch checkpoint loads. Only `forward` differs: it takes one more axis, time, at the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.synapses.fold import check_axes, over_time
+
+
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` at every time step: `[T, B, C, L]` -> `[T, B, C', L']`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve every time step."""
+        check_axes(input, "Conv1d", "T B C L")
+        return over_time(super().forward, input)
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C', H', W']`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve every time step."""
+        check_axes(input, "Conv2d", "T B C H W")
+        return over_time(super().forward, input)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C', H', W']`."""
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Convolve every time step; `output_size` (H', W') settles the size where the stride leaves it open."""
+        check_axes(input, "ConvTranspose2d", "T B C H W")
+        size = None if output_size is None else list(output_size)
+        transposed = super().forward
+        return over_time(lambda folded: transposed(folded, size), input)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` on the last axis: `[T, B, ..., D]` -> `[T, B, ..., D']`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply every vector along the last axis."""
+        if input.ndim < 3:
+            check_axes(input, "Linear", "T B D")
+        return super().forward(input)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` with statistics over time and batch: `[T, B, C]` or `[T, B, C, L]`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise every channel over T, B (and L)."""
+        check_axes(input, "BatchNorm1d", "T B C", "T B C L")
+        return over_time(super().forward, input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with statistics over time, batch and space: `[T, B, C, H, W]`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise every channel over T, B, H and W."""
+        check_axes(input, "BatchNorm2d", "T B C H W")
+        return over_time(super().forward, input)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C, H', W']`; of spikes, the logical or."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool every time step."""
+        check_axes(input, "MaxPool2d", "T B C H W")
+        if self.return_indices:
+            raise ValueError("MaxPool2d got return_indices=True; indices over a time axis are not supported.")
+        return over_time(super().forward, input)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """`torch.nn.AvgPool2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C, H', W']`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool every time step."""
+        check_axes(input, "AvgPool2d", "T B C H W")
+        return over_time(super().forward, input)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """`torch.nn.AdaptiveAvgPool2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C, H', W']`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool every time step."""
+        check_axes(input, "AdaptiveAvgPool2d", "T B C H W")
+        return over_time(super().forward, input)
+
+
+class Flatten(nn.Flatten):
+    """`torch.nn.Flatten` of one time step: `start_dim` and `end_dim` count from the batch, `[T, B, C, H, W]` -> `[T, B, CHW]`.
+
+    The order is C, H, W as in torch, so channels-last input larger than one pixel is rearranged (the one copy here).
+    """
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__(start_dim, end_dim)
+        if start_dim == 0:
+            raise ValueError("Flatten got start_dim=0, the batch; expected 1 (the first axis after it) or later.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Merge axes of every time step."""
+        if input.ndim < 3:
+            check_axes(input, "Flatten", "T B C")
+        return over_time(super().forward, input)
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` with one mask for all time steps: `[T, B, ...]`, an element is dropped for the whole sequence.
+
+    A fresh mask per step would average out over time; one mask per sequence keeps the regularisation of the static case
+    (as in Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks").
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop elements with probability p and scale the others by 1 / (1 - p), in training only."""
+        if input.ndim < 3:
+            check_axes(input, "Dropout", "T B C")
+        if not self.training or self.p == 0:
+            return input
+        mask = nn.functional.dropout(torch.ones_like(input[0]), self.p)
+        return input.mul_(mask) if self.inplace else input * mask
