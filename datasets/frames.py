@@ -7,6 +7,7 @@ not depend on the order of additions, so CPU and GPU give the same numbers, run 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,7 +53,7 @@ def frames_by_count(events: Recordings, T: int, *, events_per_frame: int | None 
     recording = packed.recording_index()
     number = torch.arange(len(packed.t), device=packed.t.device) - packed.offsets[recording]
     if events_per_frame is None:
-        bins = number * T // packed.lengths[recording]
+        bins = (number * T).floor_divide_(packed.lengths[recording])
     else:
         _check_positive("events_per_frame", events_per_frame)
         bins = number // events_per_frame
@@ -67,8 +68,8 @@ def voxel_grid(events: Recordings, T: int, *, start_us: int = 0, end_us: int | N
     The event volume of Zhu et al. 2019, "Unsupervised Event-based Learning of Optical Flow, Depth, and Egomotion".
     """
     packed = _pack(events)
-    span, inside = _range(packed, T, start_us, end_us)
-    position = torch.where(inside, packed.t - start_us, 0) * (T - 1)
+    span, outside = _range(packed, T, start_us, end_us)
+    position = (packed.t - start_us).masked_fill_(outside, 0).mul_(T - 1)
     left = position // span  # the last event falls on instant T - 1 exactly: its right-hand weight is 0
     right_weight = position % span * _UNIT // span
     sign = packed.p.to(torch.int64) * 2 - 1
@@ -77,7 +78,7 @@ def voxel_grid(events: Recordings, T: int, *, start_us: int = 0, end_us: int | N
     plane = size[1] * size[2] * size[3]
     grid = torch.zeros(T * plane + 1, dtype=torch.int64, device=packed.t.device)  # + 1: a bin for what is outside
     for instant, weight in ((left, _UNIT - right_weight), (left + 1, right_weight)):
-        index = torch.where(inside & (instant < T), instant * plane + pixel, T * plane)
+        index = (instant * plane + pixel).masked_fill_(outside | (instant >= T), T * plane)
         grid.scatter_add_(0, index, sign * weight)
     return _unpack((grid[:-1].to(torch.float64) / _UNIT).to(torch.float32).view(size).unsqueeze(2), events)
 
@@ -97,24 +98,24 @@ def collate(batch: Sequence[tuple[Events, int]], to_frames: Callable[[PackedEven
 
 
 def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
-    """Counts `[T, B, 2, H, W]` int32 of the events whose bin `[N]` is in 0 .. T-1."""
+    """Counts `[T, B, 2, H, W]` int32 of the events whose bin is below T; `bins` `[N]` int64, >= 0, is overwritten."""
     size = (T, len(packed), 2, packed.height, packed.width)
-    cells = size[0] * size[1] * size[2] * size[3] * size[4]
-    index = (((bins * size[1] + packed.recording_index()) * 2 + packed.p) * size[3] + packed.y) * size[4] + packed.x
-    index = torch.where(
-        (bins >= 0) & (bins < T), index, cells
-    )  # one more cell instead of a mask, which would sync a GPU
-    return torch.bincount(index, minlength=cells + 1)[:cells].to(torch.int32).view(size)
+    cells = math.prod(size)
+    # What is in no bin is counted in one more and cut off; to select the rest would make a GPU wait for its number.
+    index = bins.clamp_(max=T)  # in place from here on: fresh memory for each step would cost more than the arithmetic
+    for length, position in zip(size[1:], (packed.recording_index(), packed.p, packed.y, packed.x), strict=True):
+        index.mul_(length).add_(position)
+    return torch.bincount(index, minlength=cells)[:cells].to(torch.int32).view(size)
 
 
 def _time_bins(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
-    span, inside = _range(packed, T, start_us, end_us)
-    bins = (torch.where(inside, packed.t - start_us, 0) * T // span).clamp(max=T - 1)  # an event at the end: last bin
-    return torch.where(inside, bins, T)
+    span, outside = _range(packed, T, start_us, end_us)
+    bins = (packed.t - start_us).mul_(T).floor_divide_(span).clamp_(max=T - 1)  # an event at the end: the last bin
+    return bins.masked_fill_(outside, T)
 
 
 def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> tuple[Tensor, Tensor]:
-    """Per event the length (us, >= 1) of its recording's range `[N]` int64, and whether it is inside `[N]` bool."""
+    """Length of the range in us, >= 1, `[N]` (by recording) or `[]`, and which events are outside, `[N]` bool."""
     _check_positive("T", T)
     if end_us is None:
         last = torch.cat((packed.t, packed.t.new_zeros(1)))[packed.offsets[1:] - 1]  # an empty recording: any value
@@ -122,13 +123,12 @@ def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> t
     else:
         if end_us <= start_us:
             raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
-        end = torch.full_like(packed.t, end_us)
-    span = (end - start_us).clamp(min=1)  # all events at one instant: one microsecond, not 0 / 0
-    if len(span) and int(span.max()) > _MAX_INT64 // max(T, _UNIT):
-        raise ValueError(
-            f"A range of {int(span.max())} us is too long to bin exactly; set start_us (it is {start_us})."
-        )
-    return span, (packed.t >= start_us) & (packed.t <= end)
+        end = torch.tensor(end_us, device=packed.t.device)
+    span = (end - start_us).clamp_(min=1)  # all events at one instant: one microsecond, not 0 / 0
+    longest = int(span.max()) if span.numel() else 1
+    if longest > _MAX_INT64 // max(T, _UNIT):
+        raise ValueError(f"A range of {longest} us is too long to bin exactly; set start_us (it is {start_us}).")
+    return span, (packed.t < start_us) | (packed.t > end)
 
 
 def _pack(events: Recordings) -> PackedEvents:

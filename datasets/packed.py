@@ -49,8 +49,9 @@ class PackedEvents:
         if labels is not None and (labels.dtype != torch.int64 or labels.shape != (len(self),)):
             raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}; expected int64 [{len(self)}].")
         check_columns(self.t, self.x, self.y, self.p, self.height, self.width)
-        recording = self.recording_index()
-        check_order(self.t, fresh=recording[1:] != recording[:-1])
+        fresh = torch.zeros(len(self.t) + 1, dtype=torch.bool, device=self.t.device)
+        fresh[offsets] = True
+        check_order(self.t, fresh=fresh[1:-1])
 
     @classmethod
     def from_events(cls, recordings: Sequence[Events], labels: Sequence[int] | Tensor | None = None) -> Self:
@@ -63,7 +64,7 @@ class PackedEvents:
                 f"The recordings come from sensors of sizes {sorted(sizes)}; expected one (height, width)."
             )
         lengths = torch.tensor([0, *(len(events) for events in recordings)], device=recordings[0].t.device)
-        t, x, y, p = (torch.cat([getattr(events, name) for events in recordings]) for name in ("t", "x", "y", "p"))
+        t, x, y, p = (_joined([getattr(events, name) for events in recordings]) for name in ("t", "x", "y", "p"))
         height, width = sizes.pop()
         packed = cls(t, x, y, p, lengths.cumsum(0), height, width)
         return packed if labels is None else packed.with_labels(labels)
@@ -153,6 +154,10 @@ class PackedEvents:
         height, width = arrays["size"].tolist()
         t, x, y, p, offsets = (arrays[name] for name in _COLUMNS)
         return cls(t, x, y, p, offsets, height, width, arrays.get("labels"))
+
+
+def _joined(columns: list[Tensor]) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(columns)  # a single recording is not copied
 
 
 def _npz(path: str | Path) -> Path:

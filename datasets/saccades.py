@@ -17,15 +17,18 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spikeloom.datasets.packed import PackedEvents
 
-_CHUNK = 28  # recordings rendered together: 28 x 34 x 34 floats stay in the cache, and torch runs them on one thread
+Array = npt.NDArray[Any]
+
+_CHUNK = 32  # recordings rendered together, at most 64 (see _keys): 32 x 34 x 34 floats stay in the cache
 _LEAST_SPREAD = 0.25  # of a pixel's threshold, as a fraction of the nominal one
 
 
@@ -103,9 +106,11 @@ def render_seeded(images: Tensor, config: SaccadeConfig, seeds: Tensor) -> Packe
     _check_images(images, config)
     sensor = _sensor(config)
     work = zip(images.split(_CHUNK), seeds.split(_CHUNK), strict=True)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # torch releases the interpreter's lock while it computes
-        parts = list(pool.map(lambda part: _render_chunk(part[0], config, sensor, part[1].tolist()), work))
-    t, x, y, p, lengths = (torch.cat(column) for column in zip(*parts, strict=True))
+    # NumPy releases the interpreter's lock while it computes. Torch would start its own threads for each small step;
+    # on a busy machine their waiting for one another made this ten times slower.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = list(pool.map(lambda part: _render_chunk(part[0].numpy(), config, sensor, part[1].tolist()), work))
+    t, x, y, p, lengths = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
     offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
     return PackedEvents(t, x, y, p, offsets, config.height, config.width)
 
@@ -127,23 +132,12 @@ def _check_images(images: Tensor, config: SaccadeConfig) -> None:
         )
 
 
-def _scenes(images: Tensor, config: SaccadeConfig) -> Tensor:
-    """Images `[b, h, w]` as intensity + eps, centred on a canvas `[b, H + 2m, W + 2m]` with room for the motion."""
-    intensity = images.to(torch.float32)
-    if images.dtype == torch.uint8:
-        intensity /= 255
-    m = _margin(config)
-    spare_y, spare_x = config.height - images.shape[1], config.width - images.shape[2]
-    left, top = spare_x // 2, spare_y // 2
-    return F.pad(intensity, (m + left, m + spare_x - left, m + top, m + spare_y - top)) + config.eps
-
-
 class _Sensor(NamedTuple):
     """What is fixed in one camera: gain `[H, W]` (1 / theta), phase `[H, W]`, noise rates `[H * W]` (Hz)."""
 
-    gain: Tensor
-    phase: Tensor
-    rates: Tensor
+    gain: Array
+    phase: Array
+    rates: Array
 
 
 def _sensor(config: SaccadeConfig) -> _Sensor:
@@ -155,7 +149,8 @@ def _sensor(config: SaccadeConfig) -> _Sensor:
     phase = torch.rand(shape, generator=generator) * 2 - 1
     rates = torch.full((config.height * config.width,), config.background_hz)
     rates[torch.randperm(len(rates), generator=generator)[: config.hot_pixels]] += config.hot_hz
-    return _Sensor(1 / (config.threshold * spread.clamp(min=_LEAST_SPREAD)), phase, rates)
+    gain = 1 / (config.threshold * spread.clamp(min=_LEAST_SPREAD))
+    return _Sensor(gain.numpy(), phase.numpy(), rates.numpy())
 
 
 def _margin(config: SaccadeConfig) -> int:
@@ -163,63 +158,84 @@ def _margin(config: SaccadeConfig) -> int:
     return math.ceil(max(abs(offset) for corner in config.corners_px for offset in corner)) + 1
 
 
-def _render_chunk(images: Tensor, config: SaccadeConfig, sensor: _Sensor, seeds: list[int]) -> tuple[Tensor, ...]:
+def _render_chunk(images: Array, config: SaccadeConfig, sensor: _Sensor, seeds: list[int]) -> tuple[Array, ...]:
     """Columns t, x, y, p `[N]` of the recordings of b images, one after the other, and events per recording `[b]`."""
     counts = _signed_counts(_scenes(images, config), config, sensor)  # [b, steps, H * W] int8
     b, steps, pixels = counts.shape
-    cell = counts.view(-1).nonzero().squeeze(1)  # in order of recording, then step
-    repeats = counts.view(-1)[cell].to(torch.int64)
-    cell, on = (column.repeat_interleave(repeats.abs()) for column in (cell, repeats > 0))
+    crossed = np.flatnonzero(counts != 0)  # in order of recording, then step
+    repeats = counts.reshape(-1)[crossed]
+    cell, on = np.repeat(crossed, np.abs(repeats)), np.repeat(repeats > 0, np.abs(repeats))
     recording, step, pixel = cell // (steps * pixels), cell // pixels % steps, cell % pixels
-    signal_lengths = torch.bincount(recording, minlength=b)
-    within, noise = _draws(signal_lengths.tolist(), sensor.rates * config.duration_us / 1e6, seeds)
-    step_us = config.duration_us / steps
-    t = ((step + within.to(torch.float64)) * step_us).to(torch.int64)
-    noise_recording = torch.arange(b).repeat_interleave(torch.tensor([len(draw) for draw in noise]))
-    u = torch.cat(noise)  # [noise events, 3] uniform: time, pixel, polarity
-    noise_t = (u[:, 0].to(torch.float64) * config.duration_us).to(torch.int64)
-    noise_pixel = torch.searchsorted(sensor.rates.cumsum(0), u[:, 1] * sensor.rates.sum(), right=True).clamp(
-        max=pixels - 1
-    )
-    keys = torch.cat((_keys(recording, t, pixel, on), _keys(noise_recording, noise_t, noise_pixel, u[:, 2] < 0.5)))
-    keys.numpy().sort()  # in place; NumPy sorts plain integers faster than torch, which sorts their positions too
-    t, pixel = keys >> 25 & 0xFFFFFFFF, keys >> 1 & 0xFFFFFF
-    x, y = (pixel % config.width).to(torch.int16), (pixel // config.width).to(torch.int16)
-    p = (keys & 1 ^ config.swap_polarity).to(torch.uint8)
-    return t, x, y, p, signal_lengths + torch.bincount(noise_recording, minlength=b)
+    signal_lengths = np.bincount(recording, minlength=b)
+    rates = sensor.rates.astype(np.float64)
+    within, noise = _draws(signal_lengths.tolist(), rates.sum() * config.duration_us / 1e6, seeds)
+    t = (step + within.astype(np.float64)) * (config.duration_us / steps)
+    noise_lengths = np.array([len(draw) for draw in noise])
+    noise_recording = np.repeat(np.arange(b), noise_lengths)
+    u = np.concatenate(noise).astype(np.float64)  # [noise events, 3] uniform: time, pixel, polarity
+    noise_pixel = np.searchsorted(rates.cumsum(), u[:, 1] * rates.sum(), side="right").clip(max=pixels - 1)
+    noise_keys = _keys(noise_recording, u[:, 0] * config.duration_us, noise_pixel, u[:, 2] < 0.5)
+    keys = np.concatenate((_keys(recording, t, pixel, on), noise_keys))
+    keys.sort()
+    y, x = np.divmod(keys >> 1 & 0xFFFFFF, config.width)
+    p = (keys & 1 ^ config.swap_polarity).astype(np.uint8)
+    return keys >> 25 & 0xFFFFFFFF, x.astype(np.int16), y.astype(np.int16), p, signal_lengths + noise_lengths
 
 
-def _signed_counts(scenes: Tensor, config: SaccadeConfig, sensor: _Sensor) -> Tensor:
+def _scenes(images: Array, config: SaccadeConfig) -> Array:
+    """Images `[b, h, w]` as intensity + eps, centred on a canvas `[b, H + 2m, W + 2m]` with room for the motion."""
+    b, h, w = images.shape
+    m = _margin(config)
+    top, left = m + (config.height - h) // 2, m + (config.width - w) // 2
+    canvas = np.zeros((b, config.height + 2 * m, config.width + 2 * m), dtype=np.float32)
+    canvas[:, top : top + h, left : left + w] = images
+    if images.dtype == np.uint8:
+        canvas /= 255
+    return canvas + np.float32(config.eps)
+
+
+def _signed_counts(scenes: Array, config: SaccadeConfig, sensor: _Sensor) -> Array:
     """Threshold crossings `[b, steps, H * W]` int8, positive for ON, of canvases `[b, H + 2m, W + 2m]`."""
     H, W, m = config.height, config.width, _margin(config)
-    counts = torch.empty(len(scenes), config.steps, H, W, dtype=torch.int8)
-    level = torch.empty(0)
+    counts = np.empty((len(scenes), config.steps, H, W), dtype=np.int8)
+    level = np.empty(0, dtype=np.float32)
     for step, (offset_x, offset_y) in enumerate(config.path().tolist()):
         # an image moved by +offset shows at pixel x what stood at x - offset
         x0, y0 = math.floor(-offset_x), math.floor(-offset_y)
         view = scenes[:, m + y0 : m + y0 + H + 1, m + x0 : m + x0 + W + 1]  # one row and column more, to interpolate
-        rows = torch.lerp(view[:, :-1], view[:, 1:], -offset_y - y0)
-        u = torch.lerp(rows[:, :, :-1], rows[:, :, 1:], -offset_x - x0).log_().mul_(sensor.gain)
+        rows = _between(view[:, :-1], view[:, 1:], -offset_y - y0)
+        u = _between(rows[:, :, :-1], rows[:, :, 1:], -offset_x - x0)
+        np.log(u, out=u)
+        u *= sensor.gain
         if step == 0:
             level = u + sensor.phase
             continue
-        crossed = u.sub_(level).trunc_()
+        u -= level
+        crossed = np.trunc(u, out=u)
         level += crossed
         counts[:, step - 1] = crossed
-    return counts.view(len(scenes), config.steps, H * W)
+    return counts.reshape(len(scenes), config.steps, H * W)
 
 
-def _draws(lengths: list[int], expected_noise: Tensor, seeds: list[int]) -> tuple[Tensor, list[Tensor]]:
+def _between(a: Array, b: Array, weight: float) -> Array:
+    """a + weight * (b - a)."""
+    mixed = b - a
+    mixed *= np.float32(weight)
+    mixed += a
+    return mixed
+
+
+def _draws(lengths: list[int], mean_noise: float, seeds: list[int]) -> tuple[Array, list[Array]]:
     """All random numbers, each recording's from its own seed: uniforms `[sum(lengths)]`, and per recording `[k, 3]`."""
-    mean = expected_noise.sum()
+    mean = torch.tensor(mean_noise)
     within, noise = [], []
     for length, seed in zip(lengths, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
-        noise.append(torch.rand(int(torch.poisson(mean, generator=generator)), 3, generator=generator))
-        within.append(torch.rand(length, generator=generator))
-    return torch.cat(within), noise
+        noise.append(torch.rand(int(torch.poisson(mean, generator=generator)), 3, generator=generator).numpy())
+        within.append(torch.rand(length, generator=generator).numpy())
+    return np.concatenate(within), noise
 
 
-def _keys(recording: Tensor, t: Tensor, pixel: Tensor, on: Tensor) -> Tensor:
+def _keys(recording: Array, t: Array, pixel: Array, on: Array) -> Array:
     """One sortable int64 per event: recording in the chunk (6 bits), time (32), pixel (24), polarity (1)."""
-    return ((recording << 32 | t) << 24 | pixel) << 1 | on
+    return ((recording << 32 | t.astype(np.int64)) << 24 | pixel) << 1 | on

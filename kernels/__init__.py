@@ -18,9 +18,9 @@ from spikeloom.kernels.lang import (
     tanh,
     where,
 )
-from spikeloom.kernels.step import Step, step
+from spikeloom.kernels.declare import Step, step
 from spikeloom.kernels.surrogate import SURROGATES, spike
-from spikeloom.kernels.weave import weave
+from spikeloom.kernels.weaving import weave
 
 __all__ = [
     "SURROGATES",

@@ -21,7 +21,7 @@ def derive(tape: Tape, seeds: Mapping[int, str], leaves: Sequence[str]) -> tuple
     Args:
         tape: the forward program; it is not changed.
         seeds: root node -> name of the leaf that will hold the gradient arriving at this root. Several names for one
-            root are joined with "+".
+            root are joined with "+"; the name "1" is the constant one.
         leaves: input leaves whose gradient is wanted.
 
     Returns:
@@ -31,7 +31,7 @@ def derive(tape: Tape, seeds: Mapping[int, str], leaves: Sequence[str]) -> tuple
     grads: dict[int, Sym] = {}
     for root, names in seeds.items():
         for name in names.split("+"):
-            _accumulate(grads, Sym(out, root), out.input(name))
+            _accumulate(grads, Sym(out, root), out.const(1.0) if name == "1" else out.input(name))
     for index in reversed(tape.live(list(seeds))):
         node = tape.nodes[index]
         if index in grads and node.op in _RULES:

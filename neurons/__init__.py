@@ -12,7 +12,7 @@ from spikeloom.neurons.ilif import ILIF
 from spikeloom.neurons.izhikevich import Izhikevich
 from spikeloom.neurons.li import LI
 from spikeloom.neurons.lif import LIF
-from spikeloom.neurons.neuron import AT_LEAST_ONE, POSITIVE, WHOLE, Limit, Neuron, NeuronStep, neuron
+from spikeloom.neurons.module import AT_LEAST_ONE, POSITIVE, WHOLE, Limit, Neuron, NeuronStep, neuron
 from spikeloom.neurons.plif import PLIF
 from spikeloom.neurons.qif import QIF
 from spikeloom.neurons.recurrent import Recurrent

@@ -1,4 +1,4 @@
-"""Pieces that several neurons share. The order of the operations is SpikingJelly's, so that spikes are equal bit for bit."""
+"""Pieces that several neurons share, in SpikingJelly's order of operations, so that spikes are equal bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def charge(x: Any, v: Any, tau: Any, v_reset: Any, decay_input: bool) -> Any:
 def reset(h: Any, s: Any, v_threshold: Any, v_reset: Any, detach_reset: bool) -> Any:
     """Membrane after firing.
 
-    Hard reset (`v_reset` is a number): v = (1 - s) h + s v_reset. Soft reset (`v_reset` is None): v = h - s v_threshold.
+    Hard reset (`v_reset` is a number): v = (1 - s) h + s v_reset. Soft reset (None): v = h - s v_threshold.
     `detach_reset` keeps gradient from flowing through `s` here; the spike that is the output keeps its gradient.
     """
     if v_reset is None:

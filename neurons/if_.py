@@ -16,12 +16,20 @@ from torch import Tensor
 from spikeloom.kernels import spike
 from spikeloom.kernels.tape import Surrogate
 from spikeloom.neurons.dynamics import reset
-from spikeloom.neurons.neuron import POSITIVE, Neuron, neuron
+from spikeloom.neurons.module import POSITIVE, Neuron, neuron
 
 
 @neuron(state={"v": "v_reset"}, limits={"alpha": POSITIVE})
-def if_(x: Any, v: Any, *, v_threshold: Any = 1.0, v_reset: Any = 0.0, detach_reset: bool = True,
-        surrogate: str | Surrogate = "sigmoid", alpha: Any = 4.0) -> Any:
+def if_(
+    x: Any,
+    v: Any,
+    *,
+    v_threshold: Any = 1.0,
+    v_reset: Any = 0.0,
+    detach_reset: bool = True,
+    surrogate: str | Surrogate = "sigmoid",
+    alpha: Any = 4.0,
+) -> Any:
     """One time step: `(x, v) -> (s, v)`."""
     h = v + x
     s = spike(h - v_threshold, surrogate, alpha)
@@ -40,8 +48,22 @@ class IF(Neuron):
         backend: `auto`, `reference`, `cpu` or `cuda`.
     """
 
-    def __init__(self, v_threshold: float | Tensor = 1.0, v_reset: float | Tensor | None = 0.0, *,
-                 detach_reset: bool = True, surrogate: str | Surrogate = "sigmoid",
-                 alpha: float | Tensor | None = 4.0, backend: str = "auto") -> None:
-        super().__init__(if_, backend=backend, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset,
-                         surrogate=surrogate, alpha=alpha)
+    def __init__(
+        self,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | Tensor | None = 0.0,
+        *,
+        detach_reset: bool = True,
+        surrogate: str | Surrogate = "sigmoid",
+        alpha: float | Tensor | None = 4.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            if_,
+            backend=backend,
+            v_threshold=v_threshold,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            alpha=alpha,
+        )

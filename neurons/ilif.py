@@ -9,8 +9,8 @@
 floor(. + 1/2) with gradient on the open interval. With T = 1 from rest and norm = 4 these are `MultiSpike` of
 `Model_Base` and `Multispike` of `Model_Large` of Spike-Driven-Transformer-V3 (commit 00fcd1f).
 
-Paper: Luo, Yao, Chou, Xu, Li 2024, "Integer-Valued Training and Spike-Driven Inference", arXiv:2407.20708, equations 4
-to 6 with beta = 1 - 1 / tau, which decay before the charge instead of after the reset; Yao et al. 2025, arXiv:2411.16061.
+Paper: Luo, Yao, Chou, Xu, Li 2024, "Integer-Valued Training and Spike-Driven Inference", arXiv:2407.20708, with
+beta = 1 - 1 / tau (the paper's state is ours after the decay); Yao et al. 2025, arXiv:2411.16061.
 """
 
 from __future__ import annotations
@@ -21,14 +21,23 @@ from torch import Tensor
 
 from spikeloom.kernels import clamp, detach, floor, round, where
 from spikeloom.neurons.dynamics import charge, reset
-from spikeloom.neurons.neuron import AT_LEAST_ONE, POSITIVE, WHOLE, Neuron, neuron
+from spikeloom.neurons.module import AT_LEAST_ONE, POSITIVE, WHOLE, Neuron, neuron
 
 ROUNDINGS = ("half_even", "half_up")
 
 
 @neuron(state={"v": 0.0}, limits={"tau": AT_LEAST_ONE, "v_threshold": POSITIVE, "max_spikes": WHOLE, "norm": POSITIVE})
-def ilif(x: Any, v: Any, *, tau: Any = 4.0 / 3.0, v_threshold: Any = 1.0, max_spikes: Any = 4.0, norm: Any = 1.0,
-         rounding: str = "half_even", detach_reset: bool = True) -> Any:
+def ilif(
+    x: Any,
+    v: Any,
+    *,
+    tau: Any = 4.0 / 3.0,
+    v_threshold: Any = 1.0,
+    max_spikes: Any = 4.0,
+    norm: Any = 1.0,
+    rounding: str = "half_even",
+    detach_reset: bool = True,
+) -> Any:
     """One time step: `(x, v) -> (s / norm, v)`."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(ROUNDINGS)}")
@@ -55,8 +64,24 @@ class ILIF(Neuron):
         backend: `auto`, `reference`, `cpu` or `cuda`.
     """
 
-    def __init__(self, tau: float | Tensor = 4.0 / 3.0, v_threshold: float | Tensor = 1.0, max_spikes: int = 4,
-                 norm: float = 1.0, *, rounding: str = "half_even", detach_reset: bool = True,
-                 backend: str = "auto") -> None:
-        super().__init__(ilif, backend=backend, tau=tau, v_threshold=v_threshold, max_spikes=max_spikes, norm=norm,
-                         rounding=rounding, detach_reset=detach_reset)
+    def __init__(
+        self,
+        tau: float | Tensor = 4.0 / 3.0,
+        v_threshold: float | Tensor = 1.0,
+        max_spikes: int = 4,
+        norm: float = 1.0,
+        *,
+        rounding: str = "half_even",
+        detach_reset: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            ilif,
+            backend=backend,
+            tau=tau,
+            v_threshold=v_threshold,
+            max_spikes=max_spikes,
+            norm=norm,
+            rounding=rounding,
+            detach_reset=detach_reset,
+        )

@@ -3,7 +3,7 @@
     v[t] = v[t-1] + (x[t] - v[t-1]) / tau                      (decay_input)
     v[t] = v[t-1] - v[t-1] / tau + x[t]                        (otherwise)
 
-Paper: Gerstner, Kistler, Naud, Paninski 2014, "Neuronal Dynamics", equation 1.5.
+Paper: Gerstner, Kistler, Naud, Paninski 2014, "Neuronal Dynamics", chapter 1.3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeloom.neurons.dynamics import charge
-from spikeloom.neurons.neuron import AT_LEAST_ONE, Neuron, neuron
+from spikeloom.neurons.module import AT_LEAST_ONE, Neuron, neuron
 
 
 @neuron(state={"v": 0.0}, limits={"tau": AT_LEAST_ONE})

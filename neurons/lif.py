@@ -5,8 +5,8 @@
     s[t] = 1 if h[t] >= v_threshold else 0
     v[t] = v_reset where s[t], else h[t]                       (soft reset: h[t] - s[t] v_threshold)
 
-Paper: Lapicque 1907; Gerstner, Kistler, Naud, Paninski 2014, "Neuronal Dynamics", chapter 1.3 (forward Euler with a step
-of one). Surrogate gradient: Neftci, Mostafa, Zenke 2019, doi:10.1109/MSP.2019.2931595.
+Paper: Lapicque 1907; Gerstner, Kistler, Naud, Paninski 2014, "Neuronal Dynamics", chapter 1.3 (forward Euler,
+step 1). Surrogate gradient: Neftci, Mostafa, Zenke 2019, doi:10.1109/MSP.2019.2931595.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ from torch import Tensor
 from spikeloom.kernels import spike
 from spikeloom.kernels.tape import Surrogate
 from spikeloom.neurons.dynamics import charge, reset
-from spikeloom.neurons.neuron import AT_LEAST_ONE, POSITIVE, Neuron, neuron
+from spikeloom.neurons.module import AT_LEAST_ONE, POSITIVE, Neuron, neuron
 
 
 @neuron(state={"v": "v_reset"}, limits={"tau": AT_LEAST_ONE, "alpha": POSITIVE})
-def lif(x: Any, v: Any, *, tau: Any = 2.0, v_threshold: Any = 1.0, v_reset: Any = 0.0, decay_input: bool = True,
-        detach_reset: bool = True, surrogate: str | Surrogate = "sigmoid", alpha: Any = 4.0) -> Any:
+def lif(
+    x: Any,
+    v: Any,
+    *,
+    tau: Any = 2.0,
+    v_threshold: Any = 1.0,
+    v_reset: Any = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = True,
+    surrogate: str | Surrogate = "sigmoid",
+    alpha: Any = 4.0,
+) -> Any:
     """One time step: `(x, v) -> (s, v)`."""
     h = charge(x, v, tau, v_reset, decay_input)
     s = spike(h - v_threshold, surrogate, alpha)
@@ -45,9 +55,26 @@ class LIF(Neuron):
         backend: `auto`, `reference`, `cpu` or `cuda`.
     """
 
-    def __init__(self, tau: float | Tensor = 2.0, v_threshold: float | Tensor = 1.0,
-                 v_reset: float | Tensor | None = 0.0, *, decay_input: bool = True, detach_reset: bool = True,
-                 surrogate: str | Surrogate = "sigmoid", alpha: float | Tensor | None = 4.0,
-                 backend: str = "auto") -> None:
-        super().__init__(lif, backend=backend, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
-                         decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, alpha=alpha)
+    def __init__(
+        self,
+        tau: float | Tensor = 2.0,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | Tensor | None = 0.0,
+        *,
+        decay_input: bool = True,
+        detach_reset: bool = True,
+        surrogate: str | Surrogate = "sigmoid",
+        alpha: float | Tensor | None = 4.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            lif,
+            backend=backend,
+            tau=tau,
+            v_threshold=v_threshold,
+            v_reset=v_reset,
+            decay_input=decay_input,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            alpha=alpha,
+        )

@@ -20,9 +20,9 @@ def unfold(y: Tensor, T: int) -> Tensor:
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer of `[batch, ...]` to every time step of `x` `[T, B, ...]` in one call.
 
-    The layer must treat the samples of a batch alike and keep their order. The memory layout stays: channels-last frames
-    stay channels-last, and a batch-first tensor seen time-first (`[B, T, ...].transpose(0, 1)`) is folded batch-first
-    instead of being copied.
+    The layer must treat the samples of a batch alike and keep their order. The memory layout stays: channels-last
+    frames stay channels-last, and a batch-first tensor seen time-first (`[B, T, ...].transpose(0, 1)`) is folded
+    batch-first instead of being copied.
     """
     if x.stride(1) > x.stride(0) and x.shape[0] > 1 and x.shape[1] > 1:
         batch_first = x.transpose(0, 1)

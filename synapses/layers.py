@@ -101,9 +101,10 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 class Flatten(nn.Flatten):
-    """`torch.nn.Flatten` of one time step: `start_dim` and `end_dim` count from the batch, `[T, B, C, H, W]` -> `[T, B, CHW]`.
+    """`torch.nn.Flatten` of every time step: `[T, B, C, H, W]` -> `[T, B, CHW]`.
 
-    The order is C, H, W as in torch, so channels-last input larger than one pixel is rearranged (the one copy here).
+    `start_dim` and `end_dim` count from the batch, as in torch, where the batch is axis 0. The order is C, H, W as in
+    torch, so channels-last input larger than one pixel is rearranged (the one copy in this file).
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:

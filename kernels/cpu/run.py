@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.kernels import layout, op
+from spikeloom.kernels import call as calls
+from spikeloom.kernels import layout
 from spikeloom.kernels.cpu.build import load
-from spikeloom.kernels.cpu.source import CHUNK, source
+from spikeloom.kernels.cpu.source import source
 from spikeloom.kernels.reference import arithmetic
 
 _forked = False
@@ -39,7 +40,7 @@ class _Call:
 
     def __init__(self, inputs: Sequence[Tensor], params: Sequence[Tensor], scalars: Sequence[float], program: str,
                  every: int) -> None:
-        self.program, kinds = op.parse(program)
+        self.program, kinds = calls.parse(program)
         x = inputs[0]
         self.real = arithmetic(x.dtype)
         self.shape = tuple(x.shape)
@@ -47,8 +48,6 @@ class _Call:
         self.slab = layout.dense_strides(x.shape[1:], x.stride()[1:])
         self.lanes = layout.lanes_of(self.shape, self.strides)
         self.every = every
-        if every > CHUNK or (not every and x.shape[0] > CHUNK and every):
-            raise ValueError(f"checkpoints are kept every {CHUNK} steps at most, got {every}")
         self.inputs = [layout.in_order(t, self.strides) for t in inputs]
         self.maps = [layout.param_map(tuple(p.shape), self.shape, self.lanes.axes) for p in params]
         self.values = [m.values(p, self.real) for m, p in zip(self.maps, params, strict=True)]
@@ -69,12 +68,12 @@ class _Call:
             self.packed += [values.data_ptr()] if where.count == 1 else [values.data_ptr(), where.count, where.repeat]
         self.library = _library(self.program.key, letters, str(self.inputs[0].dtype).removeprefix("torch."))
 
-    def launch(self, name: str, pointers: Sequence[Tensor | None]) -> None:
+    def launch(self, name: str, pointers: Sequence[Tensor | int | None]) -> None:
         lanes = self.lanes
         if lanes.count == 0:
             return
         threads = 1 if _forked else min(torch.get_num_threads(), max(1, lanes.count * lanes.steps // 8192))
-        numbers: list[Any] = [0 if t is None else t.data_ptr() for t in pointers]
+        numbers: list[Any] = [t.data_ptr() if isinstance(t, Tensor) else t or 0 for t in pointers]
         buffer = struct.pack(f"{len(numbers)}Q{self.format}5q", *numbers, *self.packed, lanes.steps, lanes.count,
                              lanes.inner, self.every, threads)
         getattr(self.library, f"loom_{name}")(buffer)
@@ -85,14 +84,13 @@ class _Call:
 
 
 def forward(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scalars: list[float], program: str,
-            every: int) -> list[Tensor]:
+            every: int, final: bool) -> list[Tensor]:
     """The CPU kernel of `spikeloom::weave`."""
     call = _Call(inputs, params, scalars, program, every)
-    results = op.allocate_forward(call.program, inputs[0], every)
+    results = calls.allocate_forward(call.program, inputs[0], every, final)
     n_out, n_state = len(call.program.outputs), len(call.program.states)
-    checkpoints = results[n_out + n_state] if every else None
-    call.launch("forward", [*call.inputs, *results[:n_out], *call.state(state), *results[n_out:n_out + n_state],
-                            checkpoints])
+    finals = results[n_out:n_out + n_state] if final else [None] * n_state
+    call.launch("forward", [*call.inputs, *results[:n_out], *call.state(state), *finals, results[-1] if every else None])
     return results
 
 
@@ -100,13 +98,14 @@ def backward(grads: list[Tensor], inputs: list[Tensor], state: list[Tensor], par
              checkpoints: list[Tensor], scalars: list[float], program: str, every: int, mask: str) -> list[Tensor]:
     """The CPU kernel of `spikeloom::weave_backward`."""
     call = _Call(inputs, params, scalars, program, every)
-    arriving, wanted = op.parse_mask(mask)
+    arriving, wanted = calls.parse_mask(mask)
     n_in, n_out, n_state = len(call.program.inputs), len(call.program.outputs), len(call.program.states)
     given = iter(grads)
-    present = [next(given) if flag else None for flag in arriving]
-    grad_y = [None if g is None else layout.in_order(g, call.strides) for g in present[:n_out]]
+    present = [next(given) if flag == 1 else None for flag in arriving]
+    grad_y: list[Tensor | int] = [1 if flag == 2 else 0 if g is None else layout.in_order(g, call.strides)
+                                  for flag, g in zip(arriving, present[:n_out], strict=False)]
     grad_s = [None if g is None else layout.in_order(g.to(call.real), call.slab) for g in present[n_out:]]
-    results = op.allocate_backward(inputs, params, program, mask)
+    results = calls.allocate_backward(inputs, params, program, mask)
     free = iter(results)
     wanted_xs = [next(free) if want else None for want in wanted[:n_in + n_state]]
     sums = [torch.empty(m.count, dtype=torch.float64) if want else None

@@ -98,7 +98,7 @@ def _forward(w: _Writer) -> str:
                       *[f"{s}n" for s in w.s]])
     results = " ".join(f"real {v};" for v in [*w.y, *[f"{s}n" for s in w.s]])
     stores = " ".join([*[f"loom_store({y}_[l], {y});" for y in w.y], *[f"{s}_[l] = {s}n;" for s in w.s]])
-    final = " ".join(f"std::memcpy(a.{s}n + lane, {s}_, n * sizeof(real));" for s in w.s)
+    final = " ".join(f"if (a.{s}n) std::memcpy(a.{s}n + lane, {s}_, n * sizeof(real));" for s in w.s)
     return f"""
 struct Forward {{ {fields} }};
 {_step(w)}
@@ -128,7 +128,7 @@ template <bool full> static void forward_block(const Forward& a, int64_t lane, i
 
 def _backward(w: _Writer) -> str:
     program = w.program
-    back = backward_tape(program, [True] * len(w.y))
+    back = backward_tape(program, [1] * len(w.y))
     wanted = [(n, f"g{leaf}") for n, leaf in zip((*program.inputs, *program.states, *program.params), [*w.x, *w.s, *w.p],
                                                  strict=True) if n in back.roots]
     step_back = function("step_back", back.tape, [back.roots[n] for n, _ in wanted],
@@ -140,6 +140,17 @@ def _backward(w: _Writer) -> str:
                          "LOOM_INLINE")
     return step_back + rest_back + _backward_block(w, {g for _, g in wanted}, [g for _, g in wanted],
                                                    [g for _, g in rest])
+
+
+_CONSTANT_GRADIENTS = """
+// A gradient pointer is 0 for none, 1 for the constant one, else a tensor.
+struct Constants { io zeros[BLOCK], ones[BLOCK]; Constants() { for (int l = 0; l < BLOCK; ++l) {
+    loom_store(zeros[l], real(0)); loom_store(ones[l], real(1)); } } };
+static const Constants constants;
+LOOM_INLINE const io* loom_gradient(const io* gradient, int64_t at) {
+    return (uintptr_t)gradient == 1 ? constants.ones : gradient ? gradient + at : constants.zeros;
+}
+"""
 
 
 def _backward_block(w: _Writer, flowing: set[str], results: list[str], rest: list[str]) -> str:
@@ -159,7 +170,7 @@ def _backward_block(w: _Writer, flowing: set[str], results: list[str], rest: lis
     kept = " ".join(f"{s}_at[k + 1][l] = {s}n; {s}_[l] = {s}n;" for s in w.s)
     keep_first = " ".join(f"std::memcpy({s}_at[0], {s}_, n * sizeof(real));" for s in w.s)
     results_fw = " ".join(f"real {v};" for v in [*w.y, *[f"{s}n" for s in w.s]])
-    pointers = " ".join([pointers_x, *[f"const io* g{y}_ = a.g{y} ? a.g{y} + at : zeros;" for y in w.y],
+    pointers = " ".join([pointers_x, *[f"const io* g{y}_ = loom_gradient(a.g{y}, at);" for y in w.y],
                          *[f"io* g{x}_ = a.g{x} ? a.g{x} + at : unused;" for x in w.x]])
     call = ", ".join([*[f"loom_load({x}_[l])" for x in w.x], *[f"{s}_at[k][l]" for s in w.s], *w.params_at(),
                       *[f"loom_load(g{y}_[l])" for y in w.y], *[f"g{s}_[l]" for s in w.s], *[f"{g}_out" for g in results]])
@@ -180,8 +191,7 @@ def _backward_block(w: _Writer, flowing: set[str], results: list[str], rest: lis
     return f"""
 struct Backward {{ {fields} }};
 struct Sums {{ {members} }};
-static const io zeros[BLOCK] = {{}};
-template <bool full> static void backward_block(const Backward& a, Sums& sums, int64_t lane, int64_t base, int count) {{
+{_CONSTANT_GRADIENTS}template <bool full> static void backward_block(const Backward& a, Sums& sums, int64_t lane, int64_t base, int count) {{
     const int n = full ? BLOCK : count;
     io unused[BLOCK];
     (void)sums; (void)unused;

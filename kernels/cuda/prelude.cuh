@@ -19,6 +19,29 @@ LOOM_INLINE double loom_floor(double x) { return floor(x); }
 LOOM_INLINE float loom_round(float x) { return rintf(x); }
 LOOM_INLINE double loom_round(double x) { return rint(x); }
 LOOM_INLINE real loom_sigmoid(real x) { return real(1) / (real(1) + loom_exp(-x)); }
+
+// Division by a value that stays the same over all steps, correctly rounded: with y = RN(1 / b), q = RN(a y) and the
+// exact residual r = a - b q, RN(q + r y) is RN(a / b) (Markstein; Brisebarre, Muller, Raina 2004). Below 2^-102, where r
+// may underflow, the last bit can differ unless b is a power of two; overflow and NaN come out as in division.
+struct Divisor { real b, y; };
+LOOM_INLINE Divisor loom_divisor(real b) { Divisor d = {b, real(1) / b}; return d; }
+LOOM_INLINE float loom_div(float a, const Divisor& d) {
+    const float q = a * (float)d.y;
+    const float exact = __fmaf_rn(__fmaf_rn(-(float)d.b, q, a), (float)d.y, q);
+    return fabsf(q) < INFINITY ? exact : q;
+}
+LOOM_INLINE double loom_div(double a, const Divisor& d) { return a / (double)d.b; }
+
+// For derived gradients, where the last bits do not decide a spike.
+LOOM_INLINE float loom_quick_div(float a, float b) { return __fdividef(a, b); }
+LOOM_INLINE double loom_quick_div(double a, double b) { return a / b; }
+LOOM_INLINE float loom_quick_div(float a, const Divisor& d) { return a * (float)d.y; }
+LOOM_INLINE double loom_quick_div(double a, const Divisor& d) { return a / (double)d.b; }
+LOOM_INLINE float loom_quick_exp(float x) { return __expf(x); }
+LOOM_INLINE double loom_quick_exp(double x) { return exp(x); }
+LOOM_INLINE float loom_quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+LOOM_INLINE double loom_quick_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+
 LOOM_INLINE real loom_max(real a, real b) { return (a > b || a != a) ? a : b; }
 LOOM_INLINE real loom_min(real a, real b) { return (a < b || a != a) ? a : b; }
 LOOM_INLINE real loom_clamp(real x, real low, real high) { return loom_min(loom_max(x, low), high); }

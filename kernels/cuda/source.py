@@ -14,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from spikeloom.kernels.cpu.source import STORAGE
-from spikeloom.kernels.printer import backward_tape, function
+from spikeloom.kernels.printer import backward_tape, function, invariants, statements
 from spikeloom.kernels.program import Program, lookup
+from spikeloom.kernels.tape import Tape
 
 _PRELUDE = Path(__file__).with_name("prelude.cuh")
 STORAGE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -51,9 +52,11 @@ class Tuning:
 class _Writer:
     """Names and repeated fragments of one program under one tuning."""
 
-    def __init__(self, program: Program, tuning: Tuning) -> None:
+    def __init__(self, program: Program, tuning: Tuning, tape: Tape, roots: list[int]) -> None:
         self.program = program
         self.tuning = tuning
+        self.tape = tape
+        self.hoisted = invariants(tape, roots, program.params, len(program.tape.nodes))
         self.x = [f"x{i}" for i in range(len(program.inputs))]
         self.y = [f"y{i}" for i in range(len(program.outputs))]
         self.s = [f"s{j}" for j in range(len(program.states))]
@@ -71,15 +74,49 @@ class _Writer:
         return " ".join(kinds[k].format(p) for p, k in zip(self.p, self.tuning.kinds, strict=True))
 
     def params_once(self) -> str:
+        """Load parameters that all lanes share, and compute what follows from them alone."""
         values = {"s": "const real {0} = (real)a.{0};", "u": "const real {0} = __ldg(a.{0});"}
-        return " ".join(values[k].format(p) for p, k in zip(self.p, self.tuning.kinds, strict=True) if k in values)
+        loads = [values[k].format(p) for p, k in zip(self.p, self.tuning.kinds, strict=True) if k in values]
+        nodes, divisors = self._hoisted(per_lane=False)
+        lines, results = statements(self.tape, [*nodes, *divisors], self.leaf)
+        made = [f"const real {u} = {r};" for u, r in zip(nodes.values(), results, strict=False)]
+        made += [f"const Divisor {d} = loom_divisor({r});"
+                 for d, r in zip(divisors.values(), results[len(nodes):], strict=True)]
+        return "\n    ".join([*loads, *lines, *made])
 
     def params_lane(self) -> str:
-        return " ".join(f"real {p}_[V]; loom_gather<V>(a.{p}, lane, {p}_);"
-                        for p, k in zip(self.p, self.tuning.kinds, strict=True) if k == "l")
+        """The same for parameters with one value per lane: arrays over the `V` lanes of the thread."""
+        loads = " ".join(f"real {p}_[V]; loom_gather<V>(a.{p}, lane, {p}_);"
+                         for p, k in zip(self.p, self.tuning.kinds, strict=True) if k == "l")
+        nodes, divisors = self._hoisted(per_lane=True)
+        if not nodes and not divisors:
+            return loads
+        at = {p: f"{p}_[v]" if k == "l" else p for p, k in zip(self.p, self.tuning.kinds, strict=True)}
+        leaf = {name: at.get(c, c) for name, c in self.leaf.items()}
+        lines, results = statements(self.tape, [*nodes, *divisors], leaf)
+        made = [f"{u}_[v] = {r};" for u, r in zip(nodes.values(), results, strict=False)]
+        made += [f"{d}_[v] = loom_divisor({r});" for d, r in zip(divisors.values(), results[len(nodes):], strict=True)]
+        arrays = " ".join([*[f"real {u}_[V];" for u in nodes.values()], *[f"Divisor {d}_[V];" for d in divisors.values()]])
+        return f"{loads} {arrays}\n        _Pragma(\"unroll\") for (int v = 0; v < V; ++v) {{ {' '.join([*lines, *made])} }}"
+
+    def _hoisted(self, per_lane: bool) -> tuple[dict[int, str], dict[int, str]]:
+        """Hoisted nodes and divisors that do (or do not) depend on a parameter with one value per lane."""
+        lane_params = {n for n, p in zip(self.program.params, self.p, strict=True) if self.kind(p) == "l"}
+
+        def depends(index: int) -> bool:
+            return any(self.tape.nodes[i].name in lane_params for i in self.tape.live([index]))
+
+        return ({i: u for i, u in self.hoisted.nodes.items() if depends(i) == per_lane},
+                {i: d for i, d in self.hoisted.divisors.items() if depends(i) == per_lane})
 
     def params_at(self) -> list[str]:
         return [f"{p}_[v]" if k == "l" else p for p, k in zip(self.p, self.tuning.kinds, strict=True)]
+
+    def hoisted_at(self) -> list[str]:
+        """Arguments for the hoisted parameters of a step function, in the order of `printer.function`."""
+        lane_nodes, lane_divisors = self._hoisted(per_lane=True)
+        return [*[f"{u}_[v]" if i in lane_nodes else u for i, u in self.hoisted.nodes.items()],
+                *[f"{d}_[v]" if i in lane_divisors else d for i, d in self.hoisted.divisors.items()]]
 
     def start(self) -> str:
         """Fill `s*[v]` from the initial state or from rest."""
@@ -93,10 +130,11 @@ class _Writer:
     def chunk_struct(self, name: str, members: list[str]) -> str:
         return f"struct {name} {{ " + " ".join(f"Pack<io, V> {m}[K];" for m in members) + " };\n"
 
-    def chunk_load(self, into: str, first: str, members: list[str]) -> str:
-        loads = " ".join(f"{into}.{m}[k] = loom_read<io, V>(a.{m} + base + ({first} + k) * step_stride);"
-                         for m in members)
-        return f"_Pragma(\"unroll\") for (int k = 0; k < K; ++k) if ({first} + k < T) {{ {loads} }}"
+    def chunk_load(self, into: str, first: str, members: list[str], clamp: bool) -> str:
+        """Load K steps from `first` on; with `clamp`, steps past the end repeat the last one (and are not used)."""
+        row = f"({first} + k < T ? {first} + k : T - 1)" if clamp else f"({first} + k)"
+        loads = " ".join(f"{into}.{m}[k] = loom_read<io, V>(a.{m} + base + {row} * step_stride);" for m in members)
+        return f"_Pragma(\"unroll\") for (int k = 0; k < K; ++k) {{ {loads} }}"
 
 
 def _head(w: _Writer) -> str:
@@ -121,19 +159,19 @@ def _walk(w: _Writer) -> str:
 
 
 @lru_cache(maxsize=1024)
-def forward_source(key: str, tuning: Tuning, save: bool) -> str:
-    """CUDA source of `extern "C" forward`; with `save` it writes checkpoints."""
-    w = _Writer(lookup(key), tuning)
-    program = w.program
+def forward_source(key: str, tuning: Tuning, save: bool, final: bool) -> str:
+    """CUDA source of `extern "C" forward`; with `save` it writes checkpoints, with `final` the final states."""
+    program = lookup(key)
+    roots = [*program.outputs, *program.next]
+    w = _Writer(program, tuning, program.tape, roots)
     nexts = [f"{s}n" for s in w.s]
-    step = function("step", program.tape, (*program.outputs, *program.next), [*w.x, *w.s, *w.p], w.leaf, [*w.y, *nexts],
-                    "LOOM_INLINE")
+    step = function("step", program.tape, roots, [*w.x, *w.s, *w.p], w.leaf, [*w.y, *nexts], "LOOM_INLINE", w.hoisted)
     rest = function("rest", program.tape, program.rest, w.p, w.leaf, nexts, "LOOM_INLINE")
     fields = " ".join([*[f"const io* {x};" for x in w.x], *[f"io* {y};" for y in w.y], *[f"const real* {s};" for s in w.s],
                        *[f"real* {n};" for n in nexts], "real* checkpoints;", w.param_fields(),
                        "long long T, lanes, inner, walk;"])
-    call = ", ".join([*[f"loom_load(now.{x}[k].e[v])" for x in w.x], *[f"{s}[v]" for s in w.s], *w.params_at(), *w.y,
-                      *nexts])
+    call = ", ".join([*[f"loom_load(now.{x}[k].e[v])" for x in w.x], *[f"{s}[v]" for s in w.s], *w.params_at(),
+                      *w.hoisted_at(), *w.y, *nexts])
     locals_ = " ".join(f"real {v};" for v in [*w.y, *nexts])
     put = " ".join([*[f"loom_store({y}_.e[v], {y});" for y in w.y], *[f"{s}[v] = {s}n;" for s in w.s]])
     outs = " ".join(f"Pack<io, V> {y}_;" for y in w.y)
@@ -144,7 +182,18 @@ def forward_source(key: str, tuning: Tuning, save: bool) -> str:
             f"_Pragma(\"unroll\") for (int v = 0; v < V; ++v) "
             f"a.checkpoints[({j} * saves + first / K - 1) * a.lanes + lane + v] = {s}[v];"
             for j, s in enumerate(w.s)) + " }"
-    final = " ".join(f"a.{s}n[lane + v] = {s}[v];" for s in w.s)
+    finish = " ".join(f"a.{s}n[lane + v] = {s}[v];" for s in w.s) if final else ""
+    chunk = f"""
+            {_escape(keep)}
+            #pragma unroll
+            for (int k = 0; k < K; ++k) {{guard}} {{{{
+                {outs}
+                #pragma unroll
+                for (int v = 0; v < V; ++v) {{{{ {locals_} step({call}); {_escape(put)} }}}}
+                {write}
+            }}}}"""
+    single = 0 < tuning.steps <= tuning.chunk
+    body = _forward_single(w, chunk) if single else _forward_long(w, chunk)
     return f"""{_head(w)}
 struct Forward {{ {fields} }};
 {step}{rest}{w.chunk_struct("Chunk", w.x)}
@@ -154,28 +203,37 @@ extern "C" __global__ void __launch_bounds__({tuning.threads}) forward(const For
         const index_t lane = i * V;
         {_base(w)}
         {w.params_lane()}
-        Chunk now;
-        {w.chunk_load("now", "0", w.x)}
         {" ".join(f"real {s}[V];" for s in w.s)}
-        {w.start()}
-        for (int first = 0; first < T; first += K) {{
-            Chunk ahead;
-            {w.chunk_load("ahead", "first + K", w.x)}
-            {keep}
-            #pragma unroll
-            for (int k = 0; k < K; ++k) if (first + k < T) {{
-                {outs}
-                #pragma unroll
-                for (int v = 0; v < V; ++v) {{ {locals_} step({call}); {put} }}
-                {write}
-            }}
-            now = ahead;
-        }}
+        {body}
         #pragma unroll
-        for (int v = 0; v < V; ++v) {{ {final} }}
+        for (int v = 0; v < V; ++v) {{ {finish} }}
     }}
 }}
 """
+
+
+def _forward_single(w: _Writer, chunk: str) -> str:
+    """All steps fit one chunk."""
+    return f"""constexpr int first = 0;
+        Chunk now;
+        {w.chunk_load("now", "first", w.x, clamp=False)}
+        {w.start()}
+        {chunk.format(guard="")}"""
+
+
+def _forward_long(w: _Writer, chunk: str) -> str:
+    """Whole chunks without a test per step, then the ragged rest."""
+    return f"""int first = 0;
+        Chunk now;
+        {w.chunk_load("now", "first", w.x, clamp=True)}
+        {w.start()}
+        for (; first + K <= T; first += K) {{
+            Chunk ahead;
+            {w.chunk_load("ahead", "first + K", w.x, clamp=True)}
+            {chunk.format(guard="")}
+            now = ahead;
+        }}
+        if (first < T) {{ {chunk.format(guard="if (first + k < T)")} }}"""
 
 
 def _base(w: _Writer) -> str:
@@ -186,32 +244,36 @@ def _base(w: _Writer) -> str:
 
 
 @lru_cache(maxsize=1024)
-def backward_source(key: str, tuning: Tuning, arriving: tuple[bool, ...], wanted: tuple[bool, ...],
+def backward_source(key: str, tuning: Tuning, arriving: tuple[int, ...], wanted: tuple[bool, ...],
                     shared: tuple[bool, ...]) -> str:
     """CUDA source of `extern "C" backward`.
 
     Args:
-        arriving: which gradients come in: outputs, then final states.
+        arriving: which gradients come in (outputs, then final states): 0 none, 1 a tensor, 2 the constant 1.
         wanted: which gradients go out: inputs, initial states, then every parameter of the program.
         shared: per parameter, whether the `V` lanes of a thread share one value (one partial sum instead of V).
     """
-    w = _Writer(lookup(key), tuning)
-    program, n_in, n_out, n_s = w.program, len(w.x), len(w.y), len(w.s)
+    program = lookup(key)
+    n_in, n_out, n_s = len(program.inputs), len(program.outputs), len(program.states)
     back = backward_tape(program, arriving[:n_out])
+    names = (*program.inputs, *program.states, *program.params)
+    always = (*wanted[:n_in], *[True] * n_s, *wanted[n_in + n_s:])
+    needed = {n: back.roots[n] for n, want in zip(names, always, strict=True) if want and n in back.roots}
+    w = _Writer(program, tuning, back.tape, [*needed.values(), *program.next])
     want_x = [x for x, want in zip(w.x, wanted[:n_in], strict=True) if want]
     want_s = [s for s, want in zip(w.s, wanted[n_in:n_in + n_s], strict=True) if want]
     want_p = [p for p, want in zip(w.p, wanted[n_in + n_s:], strict=True) if want]
-    gy = [f"gy{i}" for i in range(n_out) if arriving[i]]
-    leaves = dict(zip((*program.inputs, *program.states, *program.params), [*w.x, *w.s, *w.p], strict=True))
-    flowing = {leaves[n]: root for n, root in back.roots.items() if leaves[n] in {*want_x, *w.s, *want_p}}
+    gy = [f"gy{i}" for i in range(n_out) if arriving[i] == 1]
+    leaves = dict(zip(names, [*w.x, *w.s, *w.p], strict=True))
+    flowing = {leaves[n]: root for n, root in needed.items()}
     resting = {leaves[n]: root for n, root in back.rest_roots.items() if leaves[n] in want_p and not tuning.given}
     gs = [f"gs{j}" for j in range(n_s)]
     nexts = [f"{s}n" for s in w.s]
     functions = "".join([
-        function("step", program.tape, program.next, [*w.x, *w.s, *w.p], w.leaf, nexts, "LOOM_INLINE") if w.s else "",
+        function("step", back.tape, program.next, [*w.x, *w.s, *w.p], w.leaf, nexts, "LOOM_INLINE", w.hoisted),
         function("rest", program.tape, program.rest, w.p, w.leaf, nexts, "LOOM_INLINE"),
         function("step_back", back.tape, list(flowing.values()), [*w.x, *w.s, *w.p, *gy, *gs], w.leaf,
-                 [f"{n}_out" for n in flowing], "LOOM_INLINE"),
+                 [f"{n}_out" for n in flowing], "LOOM_INLINE", w.hoisted),
         function("rest_back", back.rest_tape, list(resting.values()), [*w.p, *gs], w.leaf, [f"{n}_out" for n in resting],
                  "LOOM_INLINE")])
     fields = " ".join([
@@ -222,10 +284,11 @@ def backward_source(key: str, tuning: Tuning, arriving: tuple[bool, ...], wanted
     members = [*w.x, *gy]
     sums = {p: "1" if shared[w.p.index(p)] else "V" for p in want_p}
     recompute = ", ".join([*[f"loom_load(now.{x}[k].e[v])" for x in w.x], *[f"{s}_at[k][v]" for s in w.s], *w.params_at(),
+                           *w.hoisted_at(),
                            *[f"{s}_at[k + 1 < K ? k + 1 : K - 1][v]" for s in w.s]])
     call = ", ".join([*[f"loom_load(now.{x}[k].e[v])" for x in w.x], *[f"{s}_at[k][v]" for s in w.s], *w.params_at(),
                       *[f"loom_load(now.{g}[k].e[v])" for g in gy], *[f"gs{j}[v]" for j in range(n_s)],
-                      *[f"{n}_out" for n in flowing]])
+                      *w.hoisted_at(), *[f"{n}_out" for n in flowing]])
     put = " ".join([
         *[f"loom_store(g{x}_.e[v], {f'{x}_out' if x in flowing else 'real(0)'});" for x in want_x],
         *[f"gs{j}[v] = {f'{s}_out' if s in flowing else 'real(0)'};" for j, s in enumerate(w.s)],
@@ -246,6 +309,23 @@ def backward_source(key: str, tuning: Tuning, arriving: tuple[bool, ...], wanted
     long_walk = tuning.steps == 0 or tuning.steps > tuning.chunk
     first_state = (f"if (first) {{ const long long saves = (T - 1) / K; {load_state} }} else {{ {w.start()} }}"
                    if long_walk and w.s else w.start())
+    chunk = f"""
+            {_escape(first_state)}
+            {" ".join(f"real {s}_at[K][V];" for s in w.s)}
+            {" ".join(f'_Pragma("unroll") for (int v = 0; v < V; ++v) {s}_at[0][v] = {s}[v];' for s in w.s)}
+            {_escape(_recompute(w, recompute))}
+            #pragma unroll
+            for (int k = K - 1; k >= 0; --k) {{guard}} {{{{
+                {" ".join(f"Pack<io, V> g{x}_;" for x in want_x)}
+                #pragma unroll
+                for (int v = 0; v < V; ++v) {{{{
+                    {" ".join(f"real {n}_out;" for n in flowing)}
+                    step_back({call});
+                    {put}
+                }}}}
+                {" ".join(f"loom_write<io, V>(a.g{x} + base + (first + k) * step_stride, g{x}_);" for x in want_x)}
+            }}}}"""
+    body = _backward_long(w, chunk, members) if long_walk else _backward_single(w, chunk, members)
     return f"""{_head(w)}
 struct Backward {{ {fields} }};
 {functions}{w.chunk_struct("Chunk", members)}
@@ -256,31 +336,9 @@ extern "C" __global__ void __launch_bounds__({tuning.threads}) backward(const Ba
         const index_t lane = i * V;
         {_base(w)}
         {w.params_lane()}
-        int first = (T - 1) / K * K;
-        Chunk now;
-        {w.chunk_load("now", "first", members)}
         {" ".join(f"real {s}[V], gs{j}[V];" for j, s in enumerate(w.s))}
         {f'_Pragma("unroll") for (int v = 0; v < V; ++v) {{ {arrive} }}' if w.s else ""}
-        for (; first >= 0; first -= K) {{
-            Chunk ahead;
-            if (first) {{ {w.chunk_load("ahead", "first - K", members)} }}
-            {first_state}
-            {" ".join(f"real {s}_at[K][V];" for s in w.s)}
-            {" ".join(f'_Pragma("unroll") for (int v = 0; v < V; ++v) {s}_at[0][v] = {s}[v];' for s in w.s)}
-            {_recompute(w, recompute)}
-            #pragma unroll
-            for (int k = K - 1; k >= 0; --k) if (first + k < T) {{
-                {" ".join(f"Pack<io, V> g{x}_;" for x in want_x)}
-                #pragma unroll
-                for (int v = 0; v < V; ++v) {{
-                    {" ".join(f"real {n}_out;" for n in flowing)}
-                    step_back({call});
-                    {put}
-                }}
-                {" ".join(f"loom_write<io, V>(a.g{x} + base + (first + k) * step_stride, g{x}_);" for x in want_x)}
-            }}
-            now = ahead;
-        }}
+        {body}
         {rest_back}
         {" ".join(f'_Pragma("unroll") for (int v = 0; v < V; ++v) a.g{s}_[lane + v] = gs{w.s.index(s)}[v];' for s in want_s)}
     }}
@@ -289,8 +347,41 @@ extern "C" __global__ void __launch_bounds__({tuning.threads}) backward(const Ba
 """
 
 
+def _backward_single(w: _Writer, chunk: str, members: list[str]) -> str:
+    """All steps fit one chunk."""
+    return f"""constexpr int first = 0;
+        Chunk now;
+        {w.chunk_load("now", "first", members, clamp=False)}
+        {{ {chunk.format(guard="")} }}"""
+
+
+def _backward_long(w: _Writer, chunk: str, members: list[str]) -> str:
+    """The ragged chunk at the end first, then whole chunks without a test per step."""
+    ahead = f"Chunk ahead; if (first) {{ {w.chunk_load('ahead', 'first - K', members, clamp=False)} }}"
+    return f"""int first = (T - 1) / K * K;
+        Chunk now;
+        {w.chunk_load("now", "first", members, clamp=True)}
+        if (T % K) {{
+            {ahead}
+            {chunk.format(guard="if (first + k < T)")}
+            now = ahead;
+            first -= K;
+        }}
+        for (; first >= 0; first -= K) {{
+            {ahead}
+            {chunk.format(guard="")}
+            now = ahead;
+        }}"""
+
+
 def _recompute(w: _Writer, call: str) -> str:
+    """States inside a chunk. Past the end of a ragged chunk they are computed from repeated inputs and not used."""
     if not w.s:
         return ""
-    return (f"_Pragma(\"unroll\") for (int k = 0; k + 1 < K; ++k) if (first + k + 1 < T) "
+    return (f"_Pragma(\"unroll\") for (int k = 0; k + 1 < K; ++k) "
             f"_Pragma(\"unroll\") for (int v = 0; v < V; ++v) step({call});")
+
+
+def _escape(text: str) -> str:
+    """Protect braces from `str.format`."""
+    return text.replace("{", "{{").replace("}", "}}")

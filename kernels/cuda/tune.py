@@ -1,8 +1,8 @@
 """Launch choices: how many lanes a thread owns, how large blocks are, how many threads walk the lanes.
 
-Rules of thumb measured on an H100 (`benchmarks/neurons.py`): 16-byte accesses where registers allow, at most about 96
-words of chunk buffers and states per thread, and small blocks when there are few lanes so that every multiprocessor
-gets some.
+Rules of thumb measured on an H100 (`benchmarks/neurons.py`): 16-byte accesses as long as a thread's chunk buffers and
+states stay within a budget of registers (more cost occupancy), the next chunk always loaded ahead, and small blocks when
+there are few lanes so that every multiprocessor gets some.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spikeloom.kernels.program import Program
 
 CHUNK = 16
 """Steps unrolled together for long sequences; equals the distance of checkpoints."""
-_WORDS = 96
+_WORDS_FORWARD, _WORDS_BACKWARD = 64, 48
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def tune(program: Program, dtype: str, lanes: Lanes, kinds: str, *, given: bool,
     walk, period = vectors, 1
     if summed:
         period = math.lcm(*periods) // vector if periods else 1
-        walk = period * max(1, min(vectors // period, processors * 1024 // period))
+        walk = period * max(1, min(vectors // period, processors * 768 // period))
     steps = lanes.steps if lanes.steps <= CHUNK else 0
     tuning = Tuning(dtype, kinds, steps, chunk, vector, threads, lanes.outer == 1,
                     lanes.count + walk * vector >= 2**32, given)
@@ -65,6 +65,7 @@ def _vector(program: Program, dtype: str, lanes: Lanes, chunk: int, backward: bo
     buffers = tensors * size / 4 * (2 if lanes.steps > chunk else 1)
     states = len(program.states) * (2 if dtype == "float64" else 1) if backward else 0
     vector = 16 // size
-    while vector > 1 and chunk * vector * (buffers + states) > _WORDS:
+    budget = _WORDS_BACKWARD if backward else _WORDS_FORWARD
+    while vector > 1 and chunk * vector * (buffers + states) > budget:
         vector //= 2
     return vector

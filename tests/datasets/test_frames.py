@@ -119,6 +119,11 @@ def test_last_event_is_in_the_last_bin_and_bins_start_at_zero() -> None:
     assert frames_by_window(events, 2, 4_000).sum(dim=(1, 2, 3)).tolist() == [0, 1]  # cropped at T
 
 
+def test_events_far_beyond_the_last_bin_cost_no_memory() -> None:
+    assert frames_by_window(at([0, 10**15]), 2, 1).sum() == 1
+    assert frames_by_count(at([0, 1, 10**15]), 2, events_per_frame=1).sum() == 2
+
+
 def test_channel_0_is_off_and_channel_1_is_on() -> None:
     frames = frames_by_time(at([0, 1, 2], p=[-1, -1, 1]), 1)
     assert frames[0, :, 2, 3].tolist() == [2, 1]

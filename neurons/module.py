@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikeloom.kernels import Step, weave
@@ -60,7 +59,7 @@ class NeuronStep(Step):
         Raises:
             TypeError, ValueError: a value that is not of the kind or not in the range the parameter has.
         """
-        real = {n: float(v) if _is_number(v) else v for n, v in values.items()}
+        real = {n: v if isinstance(v, (float, Tensor)) or not _is_number(v) else float(v) for n, v in values.items()}
         runtime, structure = super().settle(real)
         for name, value in runtime.items():
             if isinstance(self.defaults[name], bool):
@@ -82,11 +81,12 @@ class NeuronStep(Step):
             raise TypeError(f"{self.name}: {name} has dtype {value.dtype}; expected a floating-point tensor")
         for limit in (_NOT_NAN, *([self.limits[name]] if name in self.limits else [])):
             if isinstance(value, Tensor):
-                if value.numel() and not limit.holds(value).all():
-                    raise ValueError(f"{self.name}: {name} must be {limit.says}; the tensor's entries lie between "
-                                     f"{value.min().item():g} and {value.max().item():g}")
-            elif not limit.holds(value):
-                raise ValueError(f"{self.name}: {name} must be {limit.says}; got {value:g}")
+                bad = value.detach()[~limit.holds(value)]
+                got = f"a tensor with the entry {bad[0].item():g}" if bad.numel() else ""
+            else:
+                got = "" if limit.holds(value) else f"{value:g}"
+            if got:
+                raise ValueError(f"{self.name}: {name} must be {limit.says}; got {got}")
 
     def _check_structure(self, name: str, value: Any) -> None:
         if not (value is None or isinstance(value, (bool, str)) or callable(value)):
@@ -106,8 +106,9 @@ class NeuronStep(Step):
             raise TypeError(f"{self.name} does not work with {given}: {error}") from error
 
 
-def neuron(state: Mapping[str, Rest] | None = None, *,
-           limits: Mapping[str, Limit] | None = None) -> Callable[[Callable[..., Any]], NeuronStep]:
+def neuron(
+    state: Mapping[str, Rest] | None = None, *, limits: Mapping[str, Limit] | None = None
+) -> Callable[[Callable[..., Any]], NeuronStep]:
     """Decorate a one-step function `(x, *states, *, parameters) -> (spikes, *new states)`, as `kernels.step` does.
 
     Args:
@@ -165,9 +166,7 @@ class Neuron(nn.Module):
             Spikes [T, *neurons] in the input's dtype (a tuple if the step has several outputs); with `return_state`,
             `(spikes, state)`.
         """
-        runtime, structure = self.step.settle(self.values())
-        if structure != self._structure:
-            self._record(structure)
+        runtime = self.runtime()
         outputs, final = weave(self.program, inputs, runtime, state=state, backend=self.backend)
         result = outputs[0] if len(outputs) == 1 else outputs
         return (result, final) if return_state else result
@@ -175,6 +174,13 @@ class Neuron(nn.Module):
     def values(self) -> dict[str, Any]:
         """All parameters of the step with their present values: numbers, tensors and structure."""
         return {name: getattr(self, name) for name in self.step.defaults}
+
+    def runtime(self) -> dict[str, Tensor | float]:
+        """The values that kernels of `program` take, numbers checked; records anew if the structure was changed."""
+        runtime, structure = self.step.settle(self.values())
+        if structure != self._structure:
+            self._record(structure)
+        return runtime
 
     def _record(self, structure: dict[str, Any]) -> None:
         """Record the step here, so that a traced `forward` finds it recorded."""
@@ -185,7 +191,7 @@ class Neuron(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in ("program", "_structure")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._record(self.step.settle(self.values())[1])
 
     def extra_repr(self) -> str:

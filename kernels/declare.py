@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeloom.kernels.program import Program, Rest, record
-from spikeloom.kernels.weave import weave
+from spikeloom.kernels.weaving import weave
 
 RuntimeValue = Tensor | float
 """A parameter that kernels take at run time."""
@@ -56,7 +57,13 @@ class Step:
         return str(self.function.__name__)
 
     def __reduce__(self) -> Any:
+        if "<locals>" in self.function.__qualname__:
+            raise pickle.PicklingError(f"{self.name} was defined inside a function; only a step function at module "
+                                       f"level can be found again by its name, as pickling does")
         return _find_step, (self.function.__module__, self.function.__qualname__)
+
+    def __deepcopy__(self, memo: Any) -> Step:
+        return self
 
     def settle(self, values: Mapping[str, Any]) -> tuple[dict[str, RuntimeValue], dict[str, Any]]:
         """Complete `values` with the defaults and split them into run-time values and structure.

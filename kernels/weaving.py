@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ UNROLLED_STEPS = 16
 
 
 def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float], *,
-          state: Sequence[Tensor] | None = None, backend: str = "auto") -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+          state: Sequence[Tensor] | None = None, backend: str = "auto",
+          final: bool = True) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run a program.
 
     Args:
@@ -25,21 +27,42 @@ def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tenso
             gradients.
         state: initial states, each [*neurons]; None starts from rest. Gradients flow into it.
         backend: `auto`, `reference`, `cpu` or `cuda`.
+        final: return the final states; without them kernels do not write them.
 
     Returns:
         The outputs [T, *neurons] in the inputs' dtype, and the final states [*neurons] in float32 (float64 for float64
-        inputs), differentiable both.
+        inputs), differentiable both; no states if `final` is false.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not fit; the message says what is expected.
         BackendError: the named backend cannot run here.
     """
+    call = prepare(program, inputs, params, state, backend)
+    if call.backend == "reference":
+        outputs, ends = reference.run(program, call.inputs, call.state, params)
+        return tuple(outputs), tuple(ends) if final else ()
+    results = op.weave(call.inputs, call.state, call.tensors, call.scalars, f"{program.key}|{call.kinds}", call.every, final)
+    n = len(program.outputs)
+    return tuple(results[:n]), tuple(results[n:n + len(program.states)]) if final else ()
+
+
+class Call(NamedTuple):
+    """Checked arguments of an operator call. `kinds` has one letter per parameter: t(ensor) or s(calar)."""
+
+    inputs: list[Tensor]
+    state: list[Tensor]
+    tensors: list[Tensor]
+    scalars: list[float]
+    kinds: str
+    every: int
+    backend: str
+
+
+def prepare(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float],
+            state: Sequence[Tensor] | None, backend: str) -> Call:
+    """Check the arguments of `weave`, choose the backend, and split parameters into tensors and scalars."""
     xs = _checked_inputs(program, inputs)
     states = _checked_state(program, xs[0], state)
-    chosen = choose(backend, xs[0].device.type)
-    if chosen == "reference":
-        outputs, final = reference.run(program, xs, states, params)
-        return tuple(outputs), tuple(final)
     tensors, scalars, kinds = [], [], ""
     for name in program.params:
         value = params[name]
@@ -51,9 +74,7 @@ def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tenso
             kinds += "s"
     every = UNROLLED_STEPS if xs[0].shape[0] > UNROLLED_STEPS and torch.is_grad_enabled() and any(
         t.requires_grad for t in (*xs, *states, *tensors)) else 0
-    results = op.weave(xs, states, tensors, scalars, f"{program.key}|{kinds}", every)
-    n = len(program.outputs)
-    return tuple(results[:n]), tuple(results[n:n + len(program.states)])
+    return Call(xs, states, tensors, scalars, kinds, every, choose(backend, xs[0].device.type))
 
 
 def _checked_inputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,5 @@
+"""BatchNorm fused in front of a neuron: statistics, normalisation, residual add and all time steps in two passes."""
+
+from spikeloom.kernels.norm.front import norm_weave
+
+__all__ = ["norm_weave"]

@@ -1,0 +1,95 @@
+"""Per-channel formulas of the fused normalisation: from sums to statistics, and to the correction of the gradient.
+
+`forward` and `backward` are the formulas in torch; on a GPU `forward_cuda` and `backward_cuda` do the same in one launch
+from per-thread partial sums. With a process group the sums are those of all its members (SyncBatchNorm).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spikeloom.kernels.cuda.launch import Kernel
+
+
+def forward(mean: Tensor, var: Tensor, count: float, weight: Tensor, bias: Tensor, eps: float, group: str) -> Tensor:
+    """Statistics [6, C]: mean, biased variance, scale, shift, count, unbiased variance, from those of this process.
+
+    With `group` (a process group's name) the moments of its members are combined first (Chan, Golub, LeVeque 1983).
+    """
+    total = torch.full_like(mean, count)
+    if group:
+        mean, var, total = _combined(mean, var, total, group)
+    scale = weight.to(mean.dtype) * torch.rsqrt(var + eps)
+    return torch.stack([mean, var, scale, bias.to(mean.dtype) - mean * scale, total,
+                        var * (total / (total - 1).clamp_min(1))])
+
+
+def _combined(mean: Tensor, var: Tensor, count: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
+    members = _group(group)
+    mine = torch.stack([mean, var, count]).double()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(members))]
+    dist.all_gather(parts, mine, group=members)
+    means, variances, counts = torch.stack(parts).unbind(1)
+    total = counts.sum(0)
+    overall = (means * counts).sum(0) / total
+    spread = ((variances + (means - overall) ** 2) * counts).sum(0) / total
+    return overall.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
+
+
+def backward(weighted: Tensor, plain: Tensor, stats: Tensor, eps: float, group: str) -> Tensor:
+    """Gradients of weight and bias, and the correction a, b: [4, C].
+
+    Args:
+        weighted, plain: sums over lanes and time of g_u y and of g_u, [C].
+    """
+    mean, var, scale, _, count, _ = stats.unbind(0)
+    inverse = torch.rsqrt(var + eps)
+    slope = (weighted - mean * plain) * inverse
+    everywhere = torch.stack([slope, plain])
+    if group:
+        dist.all_reduce(everywhere, group=_group(group))
+    a = -scale * inverse * everywhere[0] / count
+    b = -scale * everywhere[1] / count - mean * a
+    return torch.stack([slope, plain, a, b])
+
+
+def _group(name: str) -> dist.ProcessGroup:
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
+def forward_cuda(first: Tensor, second: Tensor, width: int, pivot: Tensor, weight: Tensor, bias: Tensor, count: float,
+                 eps: float) -> Tensor:
+    """`forward` from per-thread partial sums laid out as [rows, C, width] (float32, one process)."""
+    channels = pivot.numel()
+    stats = torch.empty((6, channels), dtype=torch.float32, device=pivot.device)
+    rows = first.numel() // (channels * width)
+    _kernel("norm_forward", "6Q3q2d", pivot.device.index, channels if width > 1 else -(-channels // 32))(
+        (first.data_ptr(), second.data_ptr(), pivot.data_ptr(), weight.data_ptr(), bias.data_ptr(), stats.data_ptr(), rows,
+         channels, width, count, eps))
+    return stats
+
+
+def backward_cuda(weighted: Tensor, plain: Tensor, width: int, stats: Tensor, eps: float) -> Tensor:
+    """`backward` from per-thread partial sums laid out as [rows, C, width] (float32, one process)."""
+    channels = stats.shape[1]
+    out = torch.empty((4, channels), dtype=torch.float32, device=stats.device)
+    rows = weighted.numel() // (channels * width)
+    _kernel("norm_backward", "4Q3qd", stats.device.index, channels if width > 1 else -(-channels // 32))(
+        (weighted.data_ptr(), plain.data_ptr(), stats.data_ptr(), out.data_ptr(), rows, channels, width, eps))
+    return out
+
+
+@lru_cache(maxsize=1)
+def source() -> str:
+    """CUDA source of both kernels."""
+    return Path(__file__).with_name("finish.cu").read_text()
+
+
+@lru_cache(maxsize=1024)
+def _kernel(name: str, layout: str, device: int, blocks: int) -> Kernel:
+    return Kernel(source(), name, device, blocks, 1024, layout)

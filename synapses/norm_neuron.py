@@ -1,0 +1,98 @@
+"""`NormNeuron`: BatchNorm, an optional residual add, and a neuron as one module and (nearly) one kernel.
+
+    u = BatchNorm(x) + residual,    spikes = neuron(u)
+
+In training the statistics are those of the batch with time folded in, as `BatchNorm` on `[T B, C, ...]` takes them; in
+evaluation the running ones. The normalised tensor is never written: forward and backward recompute it. Parameters and
+buffers are named as in `torch.nn.BatchNorm2d`, so its state dict loads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.kernels import weave
+from spikeloom.kernels.norm import norm_weave
+from spikeloom.kernels.norm.programs import SCALE, SHIFT, fused
+from spikeloom.neurons import Neuron
+
+
+class NormNeuron(nn.Module):
+    """BatchNorm (-> add) -> neuron over `[T, B, C, ...]`.
+
+    Args:
+        num_features: C.
+        neuron: any neuron module with one input; its parameters stay its own.
+        eps, momentum: as in `torch.nn.BatchNorm2d` (momentum None: cumulative average).
+        emit: also return u, the neuron's input, for a membrane shortcut: `(spikes, u)`.
+        process_group: share the batch statistics with this group's processes, as `torch.nn.SyncBatchNorm` does.
+    """
+
+    streams = True
+    """Takes `state` and `return_state` in `forward`, so that `Stream` can carry the neuron's state."""
+
+    def __init__(self, num_features: int, neuron: Neuron, *, eps: float = 1e-5, momentum: float | None = 0.1,
+                 emit: bool = False, process_group: Any = None) -> None:
+        super().__init__()
+        if not isinstance(neuron, Neuron):
+            raise TypeError(f"neuron must be a spikeloom Neuron such as LIF(), got {type(neuron).__name__}")
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.emit = emit
+        self.process_group = process_group
+        self.neuron = neuron
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.num_batches_tracked: Tensor
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, state: tuple[Tensor, ...] | None = None,
+                return_state: bool = False) -> Any:
+        """Run all time steps.
+
+        Args:
+            x: input [T, B, C, ...], usually of a convolution or a linear layer.
+            residual: added after the normalisation, in the shape of x.
+            state, return_state: as in `Neuron.forward`.
+
+        Returns:
+            Spikes in the shape and dtype of x; with `emit` a pair (spikes, u); with `return_state` also the states.
+        """
+        if x.dim() < 3 or x.shape[2] != self.num_features:
+            raise ValueError(f"NormNeuron takes [T, B, C, ...] with C = {self.num_features}, got shape {list(x.shape)}")
+        inputs = [x] if residual is None else [x, residual]
+        program = fused(self.neuron.program, residual is not None, self.emit)
+        runtime = self.neuron.runtime()
+        if self.training:
+            outputs, final, stats = norm_weave(
+                program, inputs, runtime, self.weight, self.bias, eps=self.eps, group=self.process_group, state=state,
+                backend=self.neuron.backend, final=return_state)
+            self._track(stats)
+        else:
+            real = torch.float64 if x.dtype == torch.float64 else torch.float32
+            scale = self.weight.to(real) * torch.rsqrt(self.running_var.to(real) + self.eps)
+            shift = self.bias.to(real) - self.running_mean.to(real) * scale
+            shape = (-1, *[1] * (x.dim() - 3))
+            outputs, final = weave(program, inputs, {SCALE: scale.view(shape), SHIFT: shift.view(shape), **runtime},
+                                   state=state, backend=self.neuron.backend, final=return_state)
+        result = outputs if self.emit else outputs[0]
+        return (result, final) if return_state else result
+
+    @torch.no_grad()
+    def _track(self, stats: Tensor) -> None:
+        """Update the running statistics from those of the batch (rows as in `norm_weave`)."""
+        self.num_batches_tracked.add_(1)
+        rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(stats[0].to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(stats[5].to(self.running_var.dtype), rate)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, emit={self.emit}"

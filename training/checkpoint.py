@@ -1,0 +1,241 @@
+"""Checkpoints: a folder with `model.safetensors`, `config.json` and, to continue the training, `state.pt`.
+
+A checkpoint is written under another name and renamed when it is whole and on disk, so that a folder called
+`checkpoint-<step>` is never half of one; older ones are deleted after that. Nothing is unpickled but plain tensors and
+numbers (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spikeloom.models import create_model
+from spikeloom.training.recipe import Recipe
+
+WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.pt"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PART = ".part-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `config.json` holds: how to build the model again, and how it was trained.
+
+    model_config: the whole configuration of the model, so that a later change of a registered default changes nothing.
+    """
+
+    model: str
+    model_config: Mapping[str, Any]
+    recipe: Recipe
+    step: int
+    epoch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            "model_config": dict(self.model_config),
+            "recipe": self.recipe.to_json(),
+            "step": self.step,
+            "epoch": self.epoch,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Description:
+        """What `to_json` gave."""
+        recipe = Recipe.from_json(data["recipe"])
+        return cls(str(data["model"]), dict(data["model_config"]), recipe, int(data["step"]), int(data["epoch"]))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that it holds either the old text or the whole new one, whatever happens in between."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name + _PART, delete=False) as part:
+        try:
+            part.write(text)
+            part.flush()
+            os.fsync(part.fileno())
+            os.replace(part.name, path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def save_checkpoint(
+    run: Path, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Write `run/checkpoint-<step>`, then delete the older ones; returns the folder."""
+    target = run / f"checkpoint-{description.step:06d}"
+    remove_leftovers(run)
+    if not target.exists():
+        part = Path(tempfile.mkdtemp(dir=run, prefix=target.name + _PART))
+        # safetensors wants gapless row-major tensors; kernels may lie channels-last
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, part / WEIGHTS)
+        torch.save(dict(state), part / STATE)
+        (part / CONFIG).write_text(json.dumps(description.to_json(), indent=2) + "\n")
+        for file in part.iterdir():
+            _sync(file)
+        part.chmod(0o755)  # mkdtemp makes folders for their owner alone
+        os.rename(part, target)
+        _sync(run)
+    for other in _checkpoints(run):
+        if other != target:
+            shutil.rmtree(other)
+    return target
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what an interrupted write left behind."""
+    for path in run.glob(f"*{_PART}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The checkpoint folder that a path means: itself, the newest in a run folder, or the folder of a weights file."""
+    if path.name == WEIGHTS:
+        return path.parent
+    if (path / CONFIG).is_file():
+        return path
+    return max(_checkpoints(path), key=_step_of, default=None) if path.is_dir() else None
+
+
+def require_checkpoint(path: Path) -> Path:
+    """As `find_checkpoint`.
+
+    Raises:
+        CheckpointError: there is none, with what lies there instead.
+    """
+    found = find_checkpoint(path)
+    if found is not None:
+        return found
+    if not path.exists():
+        raise CheckpointError(f"There is nothing at {path}; expected a run folder or a checkpoint folder.")
+    held = ", ".join(sorted(item.name for item in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise CheckpointError(
+        f"{path} is no checkpoint (it holds {held or 'nothing'}); expected a folder with {CONFIG} and {WEIGHTS}, or a "
+        "run folder with checkpoint-<step> in it."
+    )
+
+
+def read_description(checkpoint: Path) -> Description:
+    """Read `config.json`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another version.
+    """
+    path = checkpoint / CONFIG
+    _require_file(path)
+    try:
+        return Description.from_json(json.loads(path.read_text()))
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks the entry {error}; expected one written by `spikeloom train`.") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Read `model.safetensors`, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = checkpoint / WEIGHTS
+    _require_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or cut off ({error}). Copy it again, or train anew.") from error
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read `state.pt`, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = checkpoint / STATE
+    _require_file(path)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut off, so the training cannot go on from it. The weights beside "
+            f"it can start another: --init {checkpoint}. ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from error
+    return state
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Load weights into a model that they fit exactly.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first of them are listed.
+    """
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not in the model" for name in weights if name not in own]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, the model's is {list(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{where} holds another model: {'; '.join(problems[:4])}{more}. Choose the model and the "
+            f"options that it was trained with (they are in its {CONFIG})."
+        )
+    model.load_state_dict(dict(weights))
+
+
+def load_model(path: Path) -> tuple[nn.Module, Description]:
+    """Build the model of a checkpoint and load its weights (on the CPU, in evaluation mode).
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or weights that do not fit the configuration.
+    """
+    checkpoint = require_checkpoint(path)
+    description = read_description(checkpoint)
+    model = create_model(description.model, **description.model_config)
+    load_weights(model, read_weights(checkpoint), checkpoint)
+    return model.eval(), description
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; a checkpoint has {WEIGHTS} and {CONFIG} (and {STATE}, to continue).")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

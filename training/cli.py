@@ -1,0 +1,160 @@
+"""`spikeloom train` and `spikeloom eval`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spikeloom.training.checkpoint import load_model, require_checkpoint
+from spikeloom.training.data import load_train, source
+from spikeloom.training.firing import rates_table
+from spikeloom.training.interrupt import TrainingInterrupted
+from spikeloom.training.loop import Tally
+from spikeloom.training.recipe import Recipe, read_recipe
+from spikeloom.training.recipes import get_recipe, list_recipes
+from spikeloom.training.run import RECIPE, Result, fit, measure, pick_device
+
+RUNS = Path("runs")
+_USAGE = "spikeloom train RECIPE [--out FOLDER] [--resume] [--device DEVICE] [SETTINGS]"
+_TYRO = (tyro.conf.FlagCreatePairsOff,)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `spikeloom train RECIPE` takes besides the recipe's own settings."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: str | None = None
+    """Run folder; None: runs/RECIPE, or the first of runs/RECIPE-2, -3, ... that does not exist."""
+    resume: bool = False
+    """Continue the run in the folder, or the newest run of the recipe."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Accuracy and firing rates of a trained network."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run folder, a checkpoint folder, or its model.safetensors."""
+    part: Literal["test", "train", "validation"] = "test"
+    """Which recordings: the test part, the training part, or what was held out of that."""
+    root: str | None = None
+    """Folder of the recordings; None: where they were in training."""
+    batch_size: int | None = None
+    """Recordings per step; None: as in training."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+
+
+def train(argv: list[str]) -> int:
+    """`spikeloom train RECIPE ...`: train by a recipe; returns the exit code."""
+    if not argv or argv[0].startswith("-"):
+        asked = bool({"-h", "--help"} & set(argv))
+        _print_recipes(Console(highlight=False, stderr=not asked))
+        if asked:
+            sys.exit(0)
+        return 2
+    target, flags = argv[0], argv[1:]
+    default, folder, name = _resolve(target)
+    options = tyro.cli(
+        TrainOptions,
+        args=flags,
+        default=TrainOptions(default),
+        prog=f"spikeloom train {target}",
+        description=f"Train by the recipe {name}. Every setting below can be changed.",
+        config=_TYRO,
+    )
+    out = Path(options.out) if options.out else _choose_folder(folder, name, options.resume)
+    console = Console(highlight=False)
+    try:
+        result = fit(options.recipe, out, resume=options.resume, device=options.device, console=console)
+    except TrainingInterrupted as stop:
+        console.print(escape(str(stop)), soft_wrap=True)
+        return stop.code
+    _print_result(console, result, options.recipe)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """`spikeloom eval CHECKPOINT ...`: accuracy and firing rates; returns the exit code."""
+    options = tyro.cli(EvalOptions, args=argv, prog="spikeloom eval", config=_TYRO)
+    path = require_checkpoint(Path(options.checkpoint))
+    model, description = load_model(path)
+    recipe = description.recipe
+    if options.root is not None:
+        recipe = replace(recipe, data=replace(recipe.data, root=options.root))
+    if options.batch_size is not None:
+        recipe = replace(recipe, batch_size=options.batch_size)
+    packed = None
+    if options.part != "test":
+        train_part, held = load_train(recipe.data)
+        packed = train_part if options.part == "train" else held
+        if packed is None:
+            raise ValueError(f"{path} was trained without a validation part; evaluate --part test or --part train.")
+    device = pick_device(options.device)
+    tally, firing = measure(model.to(device).to(memory_format=torch.channels_last), recipe, device, packed)
+    console = Console(highlight=False)
+    console.print(rates_table(firing))
+    speed = f"loss {tally.mean_loss:.4f}, {tally.samples / tally.seconds:,.0f} samples/s"
+    console.print(f"{options.part} accuracy {_accuracy(tally, recipe)}, {speed}", soft_wrap=True)
+    return 0
+
+
+def _resolve(target: str) -> tuple[Recipe, Path | None, str]:
+    """A recipe by name, JSON file or run folder; the run folder, if it is one; a name for its runs."""
+    path = Path(target)
+    if (path / RECIPE).is_file():
+        return read_recipe(path / RECIPE), path, path.name
+    if path.suffix == ".json":
+        return read_recipe(path), None, path.stem
+    return get_recipe(target), None, target
+
+
+def _choose_folder(folder: Path | None, name: str, resume: bool) -> Path:
+    """Where to write when no folder is given: a new one, or, to resume, the newest of the recipe's."""
+    if resume and folder is not None:
+        return folder
+    numbers = {_number(path.name, name) for path in RUNS.glob(f"{name}*")} - {None}
+    newest = max((number for number in numbers if number is not None), default=0)
+    number = max(newest, 1) if resume else newest + 1
+    return RUNS / (name if number == 1 else f"{name}-{number}")
+
+
+def _number(folder: str, name: str) -> int | None:
+    """Which run of a recipe a folder's name stands for: NAME is 1, NAME-2 is 2; None: no run of it."""
+    match = re.fullmatch(re.escape(name) + r"(?:-(\d+))?", folder)
+    return None if match is None else int(match[1] or 1)
+
+
+def _print_recipes(console: Console) -> None:
+    console.print(f"[bold]Usage[/] {escape(_USAGE)}\n")
+    console.print("Train a network by a recipe: a name below, a .json file, or the folder of an earlier run.\n")
+    grid = Table.grid(padding=(0, 3))
+    for name, says in list_recipes().items():
+        grid.add_row(f"  [cyan]{name}[/]", escape(says))
+    console.print(grid)
+    console.print("\n[cyan]spikeloom train RECIPE --help[/] shows a recipe's settings; a flag changes each of them.")
+
+
+def _print_result(console: Console, result: Result, recipe: Recipe) -> None:
+    console.print(rates_table(result.firing))
+    console.print(f"test accuracy after epoch {result.epochs}: {_accuracy(result.test, recipe)}", soft_wrap=True)
+    run = escape(shlex.quote(str(result.checkpoint.parent)))
+    console.print(f"saved in {escape(str(result.checkpoint))}; look again with `spikeloom eval {run}`", soft_wrap=True)
+
+
+def _accuracy(tally: Tally, recipe: Recipe) -> str:
+    of = f"{tally.correct:,} of {tally.samples:,} recordings of {recipe.data.name}: {source(recipe.data).says}"
+    return f"[bold]{tally.accuracy:.2%}[/] ({escape(of)})"

@@ -1,0 +1,88 @@
+"""Firing rates: the mean number of spikes per neuron and time step, of every spiking layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from spikeloom.neurons import LI, Neuron
+
+
+@dataclass
+class Firing:
+    """Spikes and neuron steps of one layer, summed over all calls; both stay on the device until asked for."""
+
+    spikes: Tensor | float = 0.0
+    steps: int = 0
+    neurons: int = field(default=0)
+
+    @property
+    def rate(self) -> float:
+        """Spikes per neuron and time step; 0 before the first call."""
+        return float(self.spikes) / self.steps if self.steps else 0.0
+
+
+def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that emit spikes, by name.
+
+    A module that calls a neuron's kernel itself, past the neuron's `forward`, says so by an attribute `neuron` and
+    stands for it.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        neuron = module if isinstance(module, Neuron) else getattr(module, "neuron", None)
+        if _stands_for_neuron(module) and isinstance(neuron, Neuron) and not isinstance(neuron, LI) and not inside:
+            found[name] = module
+    return found
+
+
+@contextmanager
+def count_spikes(model: nn.Module) -> Iterator[dict[str, Firing]]:
+    """Count the spikes of every spiking layer in the calls made inside.
+
+    Example:
+        >>> with count_spikes(net) as layers:
+        ...     net(frames)
+        >>> {name: layer.rate for name, layer in layers.items()}
+    """
+    layers = {name: Firing() for name in spiking_layers(model)}
+    handles = [
+        module.register_forward_hook(partial(_count, layers[name])) for name, module in spiking_layers(model).items()
+    ]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rates_table(layers: dict[str, Firing]) -> Table:
+    """A table of layers, neurons per sample and firing rates."""
+    table = Table("layer", title="firing rates", title_justify="left")
+    table.add_column("neurons", justify="right")
+    table.add_column("spikes per neuron and step", justify="right")
+    for name, layer in layers.items():
+        table.add_row(name, f"{layer.neurons:,}", f"{layer.rate:.4f}")
+    return table
+
+
+def _stands_for_neuron(module: nn.Module) -> bool:
+    from spikeloom import synapses
+
+    fused = getattr(synapses, "NormNeuron", None)
+    return isinstance(module, Neuron) or (fused is not None and isinstance(module, fused))
+
+
+def _count(layer: Firing, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    spikes: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
+    layer.spikes = layer.spikes + spikes.sum(dtype=torch.float64)
+    layer.steps += spikes.numel()
+    layer.neurons = spikes[0, 0].numel()

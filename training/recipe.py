@@ -1,0 +1,196 @@
+"""A recipe: every number that decides how a network is trained, as frozen dataclasses that go to JSON and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from spikeloom.models.config import from_json, to_json
+
+_JSON = tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]](
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda words: dict(json.loads(words[0])),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+_UNPREFIXED = tyro.conf.arg(prefix_name=False)  # --root instead of --data.root
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which recordings, and how they become frames `[T, B, 2, H, W]`."""
+
+    name: str = "saccade_mnist"
+    """Data set: saccade_mnist (simulated, embedded) or nmnist (real recordings in --root)."""
+    root: Annotated[str | None, _UNPREFIXED] = None
+    """Folder of the recordings, for data sets that are read from files."""
+    T: Annotated[int, _UNPREFIXED] = 8
+    """Time steps: frames per recording."""
+    duration_us: int = 300_000
+    """Time that the T frames share, from 0, in microseconds; later events are not used."""
+    encoding: Literal["binary", "count", "sqrt"] = "binary"
+    """Value of a pixel: any event in the bin (0 or 1), their number, or its square root."""
+    validation: int = 0
+    """Training recordings held out, equally many of each class, for an evaluation after every epoch."""
+    skip_per_class: int = 0
+    """saccade_mnist: leave the first so many images of each digit out of the training part."""
+    swap_polarity: bool = False
+    """saccade_mnist: polarities as the N-MNIST files have them."""
+    limit: int | None = None
+    """Use only so many recordings of each part, spread evenly over the classes (for a quick try)."""
+
+    def __post_init__(self) -> None:
+        _check(self, "T", self.T >= 1, ">= 1")
+        _check(self, "duration_us", self.duration_us >= 1, ">= 1")
+        _check(self, "validation", self.validation >= 0, ">= 0")
+        _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
+        _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of each training recording, drawn anew in every epoch; 0 switches one off."""
+
+    shift_px: int = 0
+    """Shift by up to so many pixels per axis."""
+    rotate_degrees: float = 0.0
+    """Turn by up to so many degrees."""
+    drop: float = 0.0
+    """Drop up to this fraction of the events."""
+    jitter_us: float = 0.0
+    """Standard deviation of the noise on event times, in microseconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("shift_px", "rotate_degrees", "jitter_us"):
+            _check(self, name, getattr(self, name) >= 0, ">= 0")
+        _check(self, "drop", 0 <= self.drop <= 1, "0 to 1")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay."""
+
+    lr: Annotated[float, _UNPREFIXED] = 2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Of weight matrices and kernels; biases, normalisations and neurons are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up from 0."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a fraction of the peak."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient of all parameters together; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        _check(self, "lr", self.lr > 0, "> 0")
+        _check(self, "weight_decay", self.weight_decay >= 0, ">= 0")
+        _check(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        _check(self, "warmup_epochs", self.warmup_epochs >= 0, ">= 0")
+        _check(self, "final_lr", 0 <= self.final_lr <= 1, "0 to 1")
+        _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss on logits `[T, B, classes]`; see losses.py."""
+
+    name: Literal["rate", "tet"] = "rate"
+    """rate: cross entropy of the mean over time; tet: mean of the cross entropies of every step."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    tet_lambda: float = 0.05
+    """tet: share of the regulariser that pulls all logits to tet_mean."""
+    tet_mean: float = 1.0
+    """tet: where the regulariser pulls (the firing threshold in the paper)."""
+
+    def __post_init__(self) -> None:
+        _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1")
+        _check(self, "tet_lambda", 0 <= self.tet_lambda < 1, "0 to below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    model: str = "conv_snn_small"
+    """Name in the registry of models."""
+    model_args: Annotated[dict[str, Any], _JSON] = field(default_factory=dict)
+    """Fields of the model's configuration to replace."""
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    epochs: int = 15
+    """Passes over the training recordings."""
+    batch_size: int = 64
+    """Recordings per step."""
+    bf16: bool = True
+    """Autocast to bfloat16 on a GPU (a CPU computes in float32)."""
+    ema: float | None = None
+    """Decay of an average of the weights, which is then what is evaluated and saved; None: no average."""
+    seed: int = 0
+    """Of the initial weights, the order of the recordings, augmentation and dropout."""
+    init: str | None = None
+    """Checkpoint to start from."""
+    pretrain: str | None = None
+    """Recipe to train first, with this one's model, frames and seed; this one starts from its weights."""
+
+    def __post_init__(self) -> None:
+        _check(self, "epochs", self.epochs >= 1, ">= 1")
+        _check(self, "batch_size", self.batch_size >= 1, ">= 1")
+        _check(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
+        _check(self, "seed", self.seed >= 0, ">= 0")
+        if self.init is not None and self.pretrain is not None:
+            raise ValueError(
+                f"The recipe names both init={self.init!r} and pretrain={self.pretrain!r}; expected one: "
+                "init starts from a checkpoint, pretrain trains one first. Set the other to None."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """What `to_json` gave, checked; absent fields keep their defaults."""
+        return from_json(cls, data)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from a JSON file.
+
+    Raises:
+        ValueError: the file is no JSON, or holds an unknown field or a wrong value.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}); expected a recipe like a run's recipe.json.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected the fields of a recipe.")
+    return Recipe.from_json(data)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], place: str = "") -> list[str]:
+    """Where two recipes (as JSON) differ: "optim.lr 0.002 -> 0.001"."""
+    found = []
+    for name in {**old, **new}:
+        before, after, here = old.get(name), new.get(name), f"{place}{name}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{here}.")
+        elif before != after:
+            found.append(f"{here} {before!r} -> {after!r}")
+    return found
+
+
+def _check(config: object, name: str, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{type(config).__name__}.{name} is {getattr(config, name)!r}; expected {wanted}.")

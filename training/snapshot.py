@@ -1,0 +1,66 @@
+"""A training as tensors and numbers, and back: all that the next step depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeloom.training.checkpoint import CheckpointError, load_weights
+from spikeloom.training.loop import Tally, Training
+
+
+def weights_of(training: Training) -> dict[str, Tensor]:
+    """The weights to use: the averaged ones where there are any."""
+    return dict(training.model.state_dict() if training.ema is None else training.ema.weights)
+
+
+def take(training: Training, recordings: int) -> dict[str, Any]:
+    """Everything but `weights_of(training)`; `recordings` is the size of the training part, checked by `restore`."""
+    state: dict[str, Any] = {
+        "optimizer": training.optimizer.state_dict(),
+        "progress": {"epoch": training.epoch, "batch": training.batch, "step": training.step, "recordings": recordings},
+        "tally": asdict(training.tally),
+        "rng": torch.get_rng_state(),
+    }
+    if training.device.type == "cuda":
+        state["cuda_rng"] = torch.cuda.get_rng_state(training.device)
+    if training.ema is not None:
+        state["own_weights"] = {name: value.cpu() for name, value in training.model.state_dict().items()}
+        state["ema_updates"] = training.ema.updates
+    return state
+
+
+def restore(
+    training: Training, weights: Mapping[str, Tensor], state: Mapping[str, Any], recordings: int, where: Path
+) -> None:
+    """Put a training that has just started into the saved state, torch's random state included.
+
+    Raises:
+        CheckpointError: the saved state is of another model, or the training part has another size now.
+    """
+    try:
+        progress = state["progress"]
+        if progress["recordings"] != recordings:
+            raise CheckpointError(
+                f"{where} was trained on {progress['recordings']} recordings, but the data set has "
+                f"{recordings} now. Restore the data (--root), or start a new run in another folder."
+            )
+        load_weights(training.model, state.get("own_weights", weights), where)
+        if training.ema is not None:
+            training.ema.load(weights, int(state["ema_updates"]))
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.epoch, training.batch, training.step = progress["epoch"], progress["batch"], progress["step"]
+        training.tally = Tally(**state["tally"])
+        torch.set_rng_state(state["rng"])
+        if training.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], training.device)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where} lacks the entry {error}; expected a state of this version of spikeloom. Its "
+            f"weights can start another run: --init {where}."
+        ) from error
