@@ -3,6 +3,7 @@
 if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.kernels", name=__name__)
 
+from spikeloom.kernels.declare import Step, step
 from spikeloom.kernels.lang import (
     absolute,
     clamp,
@@ -18,7 +19,6 @@ from spikeloom.kernels.lang import (
     tanh,
     where,
 )
-from spikeloom.kernels.declare import Step, step
 from spikeloom.kernels.surrogate import SURROGATES, spike
 from spikeloom.kernels.weaving import weave
 

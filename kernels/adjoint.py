@@ -110,8 +110,11 @@ def _min(node: Node, g: Sym, y: Sym, args: list[Sym]) -> Adjoints:
 
 def _clamp(node: Node, g: Sym, y: Sym, args: list[Sym]) -> Adjoints:
     x, low, high = args
-    return [(x, lang.where((x >= low) & (x <= high), g, 0.0)), (low, lang.where(x < low, g, 0.0)),
-            (high, lang.where(x > high, g, 0.0))]
+    return [
+        (x, lang.where((x >= low) & (x <= high), g, 0.0)),
+        (low, lang.where((x < low) & (low <= high), g, 0.0)),
+        (high, lang.where((x > high) | (low > high), g, 0.0)),
+    ]
 
 
 def _where(node: Node, g: Sym, y: Sym, args: list[Sym]) -> Adjoints:
@@ -131,8 +134,23 @@ def _spike(node: Node, g: Sym, y: Sym, args: list[Sym]) -> Adjoints:
 
 
 _RULES: dict[str, Callable[[Node, Sym, Sym, list[Sym]], Adjoints]] = {
-    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg, "exp": _exp, "log": _log, "sqrt": _sqrt,
-    "tanh": _tanh, "sigmoid": _sigmoid, "abs": _abs, "max": _max, "min": _min, "clamp": _clamp, "where": _where,
-    "floor": _straight_through, "round": _straight_through, "spike": _spike,
+    "add": _add,
+    "sub": _sub,
+    "mul": _mul,
+    "div": _div,
+    "neg": _neg,
+    "exp": _exp,
+    "log": _log,
+    "sqrt": _sqrt,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "abs": _abs,
+    "max": _max,
+    "min": _min,
+    "clamp": _clamp,
+    "where": _where,
+    "floor": _straight_through,
+    "round": _straight_through,
+    "spike": _spike,
 }
 """One adjoint per operation. `detach` and comparisons have none: gradient stops there."""

@@ -57,8 +57,10 @@ def _decide(backend: str, device: str) -> str:
         return backend
     if backend != "auto":
         if backend != device:
-            raise ValueError(f"backend={backend!r} needs tensors on a {backend} device, but the input is on {device}; "
-                             f"move it with x.to({backend!r}) or pass backend='auto'")
+            raise ValueError(
+                f"backend={backend!r} needs tensors on a {backend} device, but the input is on {device}; "
+                f"move it with x.to({backend!r}) or pass backend='auto'"
+            )
         works, why, fix = probe(backend)
         if not works:
             raise BackendError(f"backend={backend!r} cannot run: {why}. To mend it: {fix}; or pass backend='reference'")
@@ -67,6 +69,10 @@ def _decide(backend: str, device: str) -> str:
         return "reference"
     works, why, fix = probe(device)
     if not works:
-        warnings.warn(f"spikeloom runs neurons in plain PyTorch (slow) on {device}: {why}. To mend it: {fix}. "
-                      f"`spikeloom doctor` tells more", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"spikeloom runs neurons in plain PyTorch (slow) on {device}: {why}. To mend it: {fix}. "
+            f"`spikeloom doctor` tells more",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return device if works else "reference"

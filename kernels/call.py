@@ -30,6 +30,26 @@ def parse_mask(mask: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     return tuple(int(c) for c in arriving), tuple(c == "1" for c in wanted)
 
 
+CHUNK = 16
+"""Longest run of steps that backward recomputes: beyond it the state is kept every `CHUNK` steps."""
+
+
+def checkpoint_distance(program: Program, steps: int) -> int:
+    """How many steps apart states are kept for a later backward; 0 if none need keeping."""
+    return CHUNK if program.states and steps > CHUNK else 0
+
+
+def check_every(steps: int, every: int, states: int) -> None:
+    """Refuse checkpoints at another distance than kernels are built for.
+
+    Raises:
+        ValueError: backward would have to recompute more than `CHUNK` steps, or `every` is not 0 or `CHUNK`.
+    """
+    if every not in (0, CHUNK) or (states and not every and steps > CHUNK):
+        raise ValueError(f"backward over T = {steps} steps needs the state kept every {CHUNK} steps (every={CHUNK}); the "
+                         f"forward call was made with every={every}")
+
+
 def checkpoint_count(steps: int, every: int) -> int:
     """How many states are kept: at t = every, 2 every, ... < T."""
     return (steps - 1) // every if every else 0
@@ -52,7 +72,10 @@ def allocate_backward(inputs: Sequence[Tensor], params: Sequence[Tensor], progra
     _, wanted = parse_mask(mask)
     x, n_in, n_state = inputs[0], len(recorded.inputs), len(recorded.states)
     results = [layout.empty_dense(x, x.dtype) for want in wanted[:n_in] if want]
-    results += [layout.empty_slab(x, arithmetic(x.dtype)) for want in wanted[n_in:n_in + n_state] if want]
-    results += [torch.empty_like(p, memory_format=torch.contiguous_format)
-                for p, want in zip(params, wanted[n_in + n_state:], strict=True) if want]
+    results += [layout.empty_slab(x, arithmetic(x.dtype)) for want in wanted[n_in : n_in + n_state] if want]
+    results += [
+        torch.empty_like(p, memory_format=torch.contiguous_format)
+        for p, want in zip(params, wanted[n_in + n_state :], strict=True)
+        if want
+    ]
     return results

@@ -48,8 +48,10 @@ class Step:
         self.inputs = tuple(p for p in positional if p not in state)
         self.defaults = {p.name: p.default for p in keywords}
         if not self.inputs or positional != [*self.inputs, *self.states]:
-            raise TypeError(f"{function.__name__}: write the inputs first, then the states in the order of `state`; got "
-                            f"inputs {list(self.inputs)} and states {list(self.states)} in the order {positional}")
+            raise TypeError(
+                f"{function.__name__}: write the inputs first, then the states in the order of `state`; got "
+                f"inputs {list(self.inputs)} and states {list(self.states)} in the order {positional}"
+            )
         self._programs: dict[tuple[Any, ...], Program] = {}
 
     @property
@@ -58,8 +60,10 @@ class Step:
 
     def __reduce__(self) -> Any:
         if "<locals>" in self.function.__qualname__:
-            raise pickle.PicklingError(f"{self.name} was defined inside a function; only a step function at module "
-                                       f"level can be found again by its name, as pickling does")
+            raise pickle.PicklingError(
+                f"{self.name} was defined inside a function; only a step function at module "
+                f"level can be found again by its name, as pickling does"
+            )
         return _find_step, (self.function.__module__, self.function.__qualname__)
 
     def __deepcopy__(self, memo: Any) -> Step:
@@ -128,6 +132,8 @@ def _find_step(module: str, qualname: str) -> Step:
     for part in qualname.split("."):
         found = getattr(found, part)
     if not isinstance(found, Step):
-        raise TypeError(f"{module}.{qualname} is not a step function; pickling needs the decorated function to keep "
-                        f"its name at module level")
+        raise TypeError(
+            f"{module}.{qualname} is not a step function; pickling needs the decorated function to keep "
+            f"its name at module level"
+        )
     return found

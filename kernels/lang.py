@@ -83,8 +83,15 @@ def minimum(a: Value, b: Value) -> Value:
 
 
 def clamp(x: Value, low: Value, high: Value) -> Value:
-    """`x` limited to [low, high]; gradient passes where low <= x <= high, and to a limit where it is active."""
-    return r if (r := record("clamp", x, low, high)) is not None else torch.clamp(*_tensors(x, low, high))
+    """`x` limited to [low, high]; gradient passes where low <= x <= high, and to a limit where it is active.
+
+    Not torch.clamp, whose gradient at the limits differs between its versions.
+    """
+    if (recorded := record("clamp", x, low, high)) is not None:
+        return recorded
+    x, low, high = _tensors(x, low, high)
+    above = torch.where(x < low, low, x)
+    return torch.where(above > high, high, above)
 
 
 def where(condition: Value, a: Value, b: Value) -> Value:
@@ -97,6 +104,8 @@ def where(condition: Value, a: Value, b: Value) -> Value:
             cond = cond != 0.0
         return tape.add("where", cond, tape.lift(a), tape.lift(b))
     a, b = _tensors(a, b)
+    if isinstance(condition, (bool, int, float)):
+        return a if condition else b
     return torch.where(condition if condition.dtype == torch.bool else condition.detach() != 0, a, b)
 
 

@@ -44,8 +44,10 @@ def empty_slab(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_order(tensor: Tensor, strides: Sizes) -> Tensor:
-    """`tensor` with exactly these strides, copied only where it lies otherwise."""
+    """`tensor` with these strides (those of axes of size 1 do not count), copied only where it lies otherwise."""
     if tensor.stride() == tuple(strides):
+        return tensor
+    if all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True)):
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
@@ -79,16 +81,19 @@ class ParamMap:
     """Where lane `l` finds its parameter: entry `(l // repeat) % count` of `count` values in memory order.
 
     `axes` and `expanded` say how the values are laid out from the caller's tensor: broadcast to shape `expanded`
-    (neuron axes), then permuted to memory order `axes`.
+    (neuron axes), then permuted to memory order `axes`. `direct`: a contiguous tensor already lies so.
     """
 
     count: int
     repeat: int
     expanded: tuple[int, ...]
     axes: tuple[int, ...]
+    direct: bool
 
     def values(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         """`param` as `count` gapless values in memory order (no copy where it already is)."""
+        if self.direct and param.dtype == dtype and param.is_contiguous():
+            return param
         if self.count == 1:
             return param.to(dtype)
         padded = param.reshape((1,) * (len(self.expanded) - param.dim()) + tuple(param.shape)).expand(self.expanded)
@@ -112,14 +117,18 @@ def param_map(param_shape: tuple[int, ...], shape: tuple[int, ...], axes: tuple[
     """
     neurons = shape[1:]
     if math.prod(param_shape) == 1:
-        return ParamMap(1, 1, (1,) * len(neurons), axes)
+        return ParamMap(1, 1, (1,) * len(neurons), axes, True)
     padded = (1,) * (len(neurons) - len(param_shape)) + tuple(param_shape)
     if len(padded) != len(neurons) or any(p not in (1, n) for p, n in zip(padded, neurons, strict=True)):
-        raise ValueError(f"a parameter of shape {list(param_shape)} does not broadcast against the neuron axes "
-                         f"{list(neurons)} of an input of shape {list(shape)}; a value per channel of a [T, B, C, H, W] "
-                         f"input has shape [C, 1, 1]")
+        raise ValueError(
+            f"a parameter of shape {list(param_shape)} does not broadcast against the neuron axes "
+            f"{list(neurons)} of an input of shape {list(shape)}; a value per channel of a [T, B, C, H, W] "
+            f"input has shape [C, 1, 1]"
+        )
     places = [i for i, a in enumerate(axes) if padded[a - 1] != 1]
     first, last = places[0], places[-1]
-    span = axes[first:last + 1]
+    span = axes[first : last + 1]
     expanded = tuple(neurons[a - 1] if a in span else 1 for a in range(1, len(shape)))
-    return ParamMap(math.prod(expanded), math.prod(neurons[a - 1] for a in axes[last + 1:]), expanded, axes)
+    direct = expanded == padded and [axes[i] for i in places] == sorted(axes[i] for i in places)
+    repeat = math.prod(neurons[a - 1] for a in axes[last + 1 :])
+    return ParamMap(math.prod(expanded), repeat, expanded, axes, direct)

@@ -19,14 +19,25 @@ from spikeloom.kernels.cpu import run as cpu
 from spikeloom.kernels.cuda import run as cuda
 
 _library = torch.library.Library("spikeloom", "FRAGMENT")
-_library.define("weave(Tensor[] inputs, Tensor[] state, Tensor[] params, float[] scalars, str program, int every, "
-                "bool final) -> Tensor[]")
-_library.define("weave_backward(Tensor[] grads, Tensor[] inputs, Tensor[] state, Tensor[] params, Tensor[] checkpoints, "
-                "float[] scalars, str program, int every, str mask) -> Tensor[]")
+_library.define(
+    "weave(Tensor[] inputs, Tensor[] state, Tensor[] params, float[] scalars, str program, int every, "
+    "bool final) -> Tensor[]"
+)
+_library.define(
+    "weave_backward(Tensor[] grads, Tensor[] inputs, Tensor[] state, Tensor[] params, Tensor[] checkpoints, "
+    "float[] scalars, str program, int every, str mask) -> Tensor[]"
+)
 
 
-def weave(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scalars: list[float], program: str,
-          every: int, final: bool) -> Sequence[Tensor]:
+def weave(
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    final: bool,
+) -> Sequence[Tensor]:
     """Call the operator.
 
     Plain tensors outside tracing take a short cut past torch's dispatcher to the same kernels and the same autograd
@@ -34,29 +45,64 @@ def weave(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scala
     """
     first = inputs[0]
     kernel = _KERNELS.get(first.device.type)
-    if kernel is None or type(first) is not Tensor and type(first) is not torch.nn.Parameter or _dispatched():
+    if kernel is None or not is_plain(first) or dispatched():
         results: list[Tensor] = torch.ops.spikeloom.weave(inputs, state, params, scalars, program, every, final)
         return results
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *state, *params)):
         applied: tuple[Tensor, ...] = _Weave.apply(
-            kernel, len(inputs), len(state), scalars, program, every, final, *inputs, *state, *params)
+            kernel, len(inputs), len(state), scalars, program, every, final, *inputs, *state, *params
+        )
         return applied
     return kernel(inputs, state, params, scalars, program, every, final)
 
 
-def _dispatched() -> bool:
+def is_plain(tensor: Tensor) -> bool:
+    """A tensor proper, not one of the subclasses by which torch traces and transforms."""
+    return type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+
+
+def dispatched() -> bool:
     """Is something watching operators: a compiler, a dispatch or function mode, a functorch transform?"""
-    return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._len_torch_function_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None)
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
-def _forward_fake(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scalars: list[float], program: str,
-                  every: int, final: bool) -> list[Tensor]:
+def once_only() -> None:
+    """Refuse to record a backward pass: kernels have no second derivative, and none would be zero without a word."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a kernel was differentiated with create_graph=True, but kernels have a first derivative only; "
+            "pass backend='reference' to differentiate twice"
+        )
+
+
+def _forward_fake(
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    final: bool,
+) -> list[Tensor]:
     return allocate_forward(parse(program)[0], inputs[0], every, final)
 
 
-def _backward_fake(grads: list[Tensor], inputs: list[Tensor], state: list[Tensor], params: list[Tensor],
-                   checkpoints: list[Tensor], scalars: list[float], program: str, every: int, mask: str) -> list[Tensor]:
+def _backward_fake(
+    grads: list[Tensor],
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    checkpoints: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    mask: str,
+) -> list[Tensor]:
     return allocate_backward(inputs, params, program, mask)
 
 
@@ -68,9 +114,22 @@ class _Weave(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kernel: Any, n_in: int, n_state: int, scalars: list[float], program: str, every: int,
-                final: bool, *tensors: Tensor) -> Any:
-        inputs, state, params = list(tensors[:n_in]), list(tensors[n_in:n_in + n_state]), list(tensors[n_in + n_state:])
+    def forward(
+        ctx: Any,
+        kernel: Any,
+        n_in: int,
+        n_state: int,
+        scalars: list[float],
+        program: str,
+        every: int,
+        final: bool,
+        *tensors: Tensor,
+    ) -> Any:
+        inputs, state, params = (
+            list(tensors[:n_in]),
+            list(tensors[n_in : n_in + n_state]),
+            list(tensors[n_in + n_state :]),
+        )
         if kernel is None:
             with torch._C._AutoDispatchBelowAutograd():
                 results = torch.ops.spikeloom.weave(inputs, state, params, scalars, program, every, final)
@@ -83,28 +142,48 @@ class _Weave(torch.autograd.Function):
         else:
             ctx.save_for_backward(*tensors)
         ctx.call = (n_in, n_state, scalars, program, every, final)
+        ctx.direct = tensors[0].device.type if kernel is not None else None
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        once_only()
         n_in, n_state, scalars, program, every, final = ctx.call
         saved = ctx.saved_tensors
         tensors, checkpoints = (saved[:-1], [saved[-1]]) if every else (saved, [])
         recorded, _ = parse(program)
         n_out, n_states = len(recorded.outputs), len(recorded.states)
-        useful = grads[:n_out + n_states] if final else (*grads[:n_out], *[None] * n_states)
+        useful = grads[: n_out + n_states] if final else (*grads[:n_out], *[None] * n_states)
         needs = ctx.needs_input_grad[7:]
-        states_wanted = needs[n_in:n_in + n_state] or (False,) * n_states
-        wanted = (*needs[:n_in], *states_wanted, *needs[n_in + n_state:])
+        states_wanted = needs[n_in : n_in + n_state] or (False,) * n_states
+        wanted = (*needs[:n_in], *states_wanted, *needs[n_in + n_state :])
         mask = "".join("01"[g is not None] for g in useful) + ":" + "".join("01"[w] for w in wanted)
-        found = iter(torch.ops.spikeloom.weave_backward(
-            [g for g in useful if g is not None], list(tensors[:n_in]), list(tensors[n_in:n_in + n_state]),
-            list(tensors[n_in + n_state:]), checkpoints, scalars, program, every, mask))
+        kernel = None if ctx.direct is None or dispatched() else _BACKWARD[ctx.direct]
+        found = iter(
+            (kernel or torch.ops.spikeloom.weave_backward)(
+                [g for g in useful if g is not None],
+                list(tensors[:n_in]),
+                list(tensors[n_in : n_in + n_state]),
+                list(tensors[n_in + n_state :]),
+                checkpoints,
+                scalars,
+                program,
+                every,
+                mask,
+            )
+        )
         return (None,) * 7 + tuple(next(found) if need else None for need in needs)
 
 
-def _forward_autograd(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scalars: list[float],
-                      program: str, every: int, final: bool) -> list[Tensor]:
+def _forward_autograd(
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    final: bool,
+) -> list[Tensor]:
     tensors = (*inputs, *state, *params)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return list(_Weave.apply(None, len(inputs), len(state), scalars, program, every, final, *tensors))
@@ -114,6 +193,7 @@ def _forward_autograd(inputs: list[Tensor], state: list[Tensor], params: list[Te
 
 
 _KERNELS: dict[str, Callable[..., list[Tensor]]] = {"cpu": cpu.forward, "cuda": cuda.forward}
+_BACKWARD: dict[str, Callable[..., list[Tensor]]] = {"cpu": cpu.backward, "cuda": cuda.backward}
 
 _library.impl("weave", cpu.forward, "CPU")
 _library.impl("weave", cuda.forward, "CUDA")

@@ -13,12 +13,34 @@ from spikeloom.kernels.adjoint import derive
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.tape import Tape
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
-          "ne": "!=", "and": "&&", "or": "||"}
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "&&",
+    "or": "||",
+}
 _QUICK = {"exp", "sigmoid"}
-_CALL = {"exp": "loom_exp", "log": "loom_log", "sqrt": "loom_sqrt", "tanh": "loom_tanh", "sigmoid": "loom_sigmoid",
-         "abs": "loom_abs", "max": "loom_max", "min": "loom_min", "clamp": "loom_clamp", "floor": "loom_floor",
-         "round": "loom_round"}
+_CALL = {
+    "exp": "loom_exp",
+    "log": "loom_log",
+    "sqrt": "loom_sqrt",
+    "tanh": "loom_tanh",
+    "sigmoid": "loom_sigmoid",
+    "abs": "loom_abs",
+    "max": "loom_max",
+    "min": "loom_min",
+    "clamp": "loom_clamp",
+    "floor": "loom_floor",
+    "round": "loom_round",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,9 @@ class Hoisted:
 NOTHING_HOISTED = Hoisted({}, {}, 1 << 30)
 
 
-def statements(tape: Tape, roots: Sequence[int], leaf: Mapping[str, str],
-               hoisted: Hoisted = NOTHING_HOISTED) -> tuple[list[str], list[str]]:
+def statements(
+    tape: Tape, roots: Sequence[int], leaf: Mapping[str, str], hoisted: Hoisted = NOTHING_HOISTED
+) -> tuple[list[str], list[str]]:
     """C statements that compute `roots`, and the expression of each root. `leaf` maps leaf names to C expressions."""
     names: dict[int, str] = dict(hoisted.nodes)
     lines: list[str] = []
@@ -80,6 +103,8 @@ def _live(tape: Tape, roots: Sequence[int], hoisted: Hoisted) -> list[int]:
 
 def constant(value: float) -> str:
     """A C literal with exactly this value."""
+    if value != value:
+        return "real(NAN)"
     if abs(value) == float("inf"):
         return f"real({'-' if value < 0 else ''}INFINITY)"
     return f"real({value.hex()})"
@@ -121,7 +146,9 @@ def backward_tape(program: Program, grad_outputs: Sequence[int]) -> BackwardTape
     """Derive the backward step. A gradient arrives at every state, and at output `i` none, a tensor or the constant 1
     for `grad_outputs[i]` = 0, 1 or 2."""
     seeds: dict[int, str] = {}
-    arriving = [(r, f"gy{i}" if grad_outputs[i] == 1 else "1") for i, r in enumerate(program.outputs) if grad_outputs[i]]
+    arriving = [
+        (r, f"gy{i}" if grad_outputs[i] == 1 else "1") for i, r in enumerate(program.outputs) if grad_outputs[i]
+    ]
     for root, name in arriving + [(r, f"gs{j}") for j, r in enumerate(program.next)]:
         seeds[root] = f"{seeds[root]}+{name}" if root in seeds else name
     leaves = (*program.inputs, *program.states, *program.params)
@@ -133,16 +160,29 @@ def backward_tape(program: Program, grad_outputs: Sequence[int]) -> BackwardTape
     return BackwardTape(tape, roots, rest_tape, rest_roots)
 
 
-def function(name: str, tape: Tape, roots: Sequence[int], arguments: Sequence[str], leaf: Mapping[str, str],
-             results: Sequence[str], qualifier: str, hoisted: Hoisted = NOTHING_HOISTED) -> str:
+def function(
+    name: str,
+    tape: Tape,
+    roots: Sequence[int],
+    arguments: Sequence[str],
+    leaf: Mapping[str, str],
+    results: Sequence[str],
+    qualifier: str,
+    hoisted: Hoisted = NOTHING_HOISTED,
+) -> str:
     """An inline C function: `arguments` are `const real` inputs, `results` are `real&` outputs taking `roots`.
 
     Hoisted values and prepared divisors follow the arguments, in the order of `Hoisted`.
     """
     lines, values = statements(tape, roots, leaf, hoisted)
-    signature = ", ".join([
-        *[f"const real {a}" for a in arguments], *[f"const real {u}" for u in hoisted.nodes.values()],
-        *[f"const Divisor& {d}" for d in hoisted.divisors.values()], *[f"real& {r}" for r in results]])
+    signature = ", ".join(
+        [
+            *[f"const real {a}" for a in arguments],
+            *[f"const real {u}" for u in hoisted.nodes.values()],
+            *[f"const Divisor& {d}" for d in hoisted.divisors.values()],
+            *[f"real& {r}" for r in results],
+        ]
+    )
     body = "\n".join(f"    {line}" for line in lines)
     stores = "\n".join(f"    {r} = {v};" for r, v in zip(results, values, strict=True))
     return f"{qualifier} void {name}({signature}) {{\n{body}\n{stores}\n}}\n"
@@ -153,8 +193,11 @@ def invariants(tape: Tape, roots: Sequence[int], params: Sequence[str], exact: i
     fixed: set[int] = set()
     for index in tape.live(roots):
         node = tape.nodes[index]
-        if node.op == "const" or (node.op == "input" and node.name in params) or (
-                node.args and all(a in fixed for a in node.args)):
+        if (
+            node.op == "const"
+            or (node.op == "input" and node.name in params)
+            or (node.args and all(a in fixed for a in node.args))
+        ):
             fixed.add(index)
     nodes: dict[int, str] = {}
     divisors: dict[int, str] = {}

@@ -53,8 +53,9 @@ class Program:
         and `detach` move data and are not counted; `clamp` counts two compares, `sigmoid` one transcendental.
         """
         varying = self._varying()
-        counts: Counter[str] = Counter({kind: 0 for kind in ("adds", "multiplies", "divides", "compares",
-                                                             "transcendental")})
+        counts: Counter[str] = Counter(
+            dict.fromkeys(("adds", "multiplies", "divides", "compares", "transcendental"), 0)
+        )
         for index in self.tape.live([*self.outputs, *self.next]):
             kind, times = _COST.get(self.tape.nodes[index].op, ("", 0))
             if index in varying and times:
@@ -91,20 +92,49 @@ class Program:
         return lines
 
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
-          "ne": "!="}
-_COST = {"add": ("adds", 1), "sub": ("adds", 1), "mul": ("multiplies", 1), "div": ("divides", 1),
-         "max": ("compares", 1), "min": ("compares", 1), "clamp": ("compares", 2), "abs": ("compares", 1),
-         "lt": ("compares", 1), "le": ("compares", 1), "gt": ("compares", 1), "ge": ("compares", 1),
-         "eq": ("compares", 1), "ne": ("compares", 1), "spike": ("compares", 1), "floor": ("compares", 1),
-         "round": ("compares", 1), "exp": ("transcendental", 1), "log": ("transcendental", 1),
-         "sqrt": ("transcendental", 1), "tanh": ("transcendental", 1), "sigmoid": ("transcendental", 1)}
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+}
+_COST = {
+    "add": ("adds", 1),
+    "sub": ("adds", 1),
+    "mul": ("multiplies", 1),
+    "div": ("divides", 1),
+    "max": ("compares", 1),
+    "min": ("compares", 1),
+    "clamp": ("compares", 2),
+    "abs": ("compares", 1),
+    "lt": ("compares", 1),
+    "le": ("compares", 1),
+    "gt": ("compares", 1),
+    "ge": ("compares", 1),
+    "eq": ("compares", 1),
+    "ne": ("compares", 1),
+    "spike": ("compares", 1),
+    "floor": ("compares", 1),
+    "round": ("compares", 1),
+    "exp": ("transcendental", 1),
+    "log": ("transcendental", 1),
+    "sqrt": ("transcendental", 1),
+    "tanh": ("transcendental", 1),
+    "sigmoid": ("transcendental", 1),
+}
 
 _PROGRAMS: dict[str, Program] = {}
 
 
-def record(name: str, function: StepFunction, inputs: Sequence[str], rest: Mapping[str, Rest],
-           params: Sequence[str]) -> Program:
+def record(
+    name: str, function: StepFunction, inputs: Sequence[str], rest: Mapping[str, Rest], params: Sequence[str]
+) -> Program:
     """Record one step of `function(*inputs, *states, **params)`; the same content gives the same program.
 
     Raises:
@@ -117,15 +147,27 @@ def record(name: str, function: StepFunction, inputs: Sequence[str], rest: Mappi
     values = [_real(tape, v) for v in (result if isinstance(result, tuple) else (result,))]
     n_out = len(values) - len(rest)
     if n_out < 1:
-        raise ValueError(f"the step function {name!r} has {len(rest)} states ({', '.join(rest)}) and must return its "
-                         f"outputs and then every new state; it returned {len(values)} value(s)")
+        raise ValueError(
+            f"the step function {name!r} has {len(rest)} states ({', '.join(rest)}) and must return its "
+            f"outputs and then every new state; it returned {len(values)} value(s)"
+        )
     resting = [_real(tape, _rest_value(r, held)) for r in rest.values()]
     roots = [v.index for v in (*values, *resting)]
     key = f"{name}-{tape.digest(roots)}-{len(inputs)}{len(rest)}{len(params)}{_surrogates(tape)}"
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = Program(key, name, tape, tuple(inputs), tuple(rest), tuple(params), tuple(roots[:n_out]),
-                                 tuple(roots[n_out:len(values)]), tuple(roots[len(values):]), function,
-                                 tuple(rest.values()))
+        _PROGRAMS[key] = Program(
+            key,
+            name,
+            tape,
+            tuple(inputs),
+            tuple(rest),
+            tuple(params),
+            tuple(roots[:n_out]),
+            tuple(roots[n_out : len(values)]),
+            tuple(roots[len(values) :]),
+            function,
+            tuple(rest.values()),
+        )
     return _PROGRAMS[key]
 
 
@@ -138,8 +180,10 @@ def lookup(key: str) -> Program:
     try:
         return _PROGRAMS[key]
     except KeyError:
-        raise KeyError(f"no step function with key {key!r} was recorded in this process; build the neuron module (or "
-                       f"call the neuron function) once before calling the operator directly") from None
+        raise KeyError(
+            f"no step function with key {key!r} was recorded in this process; build the neuron module (or "
+            f"call the neuron function) once before calling the operator directly"
+        ) from None
 
 
 def _real(tape: Tape, value: Any) -> Sym:

@@ -19,8 +19,9 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def run(program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor],
-        params: Mapping[str, Tensor | float]) -> tuple[list[Tensor], list[Tensor]]:
+def run(
+    program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor], params: Mapping[str, Tensor | float]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Run all time steps.
 
     Args:
@@ -33,16 +34,19 @@ def run(program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor],
     """
     first = inputs[0]
     real = arithmetic(first.dtype)
-    held = {name: p.to(real) if isinstance(p, Tensor) else torch.tensor(p, dtype=real, device=first.device)
-            for name, p in params.items()}
+    held = {
+        name: p.to(real) if isinstance(p, Tensor) else torch.tensor(p, dtype=real, device=first.device)
+        for name, p in params.items()
+    }
     shape = first.shape[1:]
     now = [s.to(real) for s in state] or [
-        torch.as_tensor(rest, dtype=real, device=first.device).expand(shape) for rest in program.rest_state(held)]
+        torch.as_tensor(rest, dtype=real, device=first.device).expand(shape) for rest in program.rest_state(held)
+    ]
     outputs: list[list[Tensor]] = [[] for _ in program.outputs]
     for t in range(first.shape[0]):
         result = program.function(*(x[t].to(real) for x in inputs), *now, **held)
         values = list(result) if isinstance(result, tuple) else [result]
         for kept, value in zip(outputs, values, strict=False):
             kept.append(torch.as_tensor(value, device=first.device).to(first.dtype).expand(shape))
-        now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs):]]
+        now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs) :]]
     return [torch.stack(kept) for kept in outputs], now

@@ -109,8 +109,10 @@ def resolve_surrogate(surrogate: str | Surrogate) -> tuple[Surrogate, float]:
     if surrogate not in SURROGATES:
         near = get_close_matches(str(surrogate), SURROGATES, n=1, cutoff=0.3)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown surrogate {surrogate!r}{hint}; known: {', '.join(sorted(SURROGATES))}; or pass a "
-                         f"function (u, alpha) -> derivative")
+        raise ValueError(
+            f"unknown surrogate {surrogate!r}{hint}; known: {', '.join(sorted(SURROGATES))}; or pass a "
+            f"function (u, alpha) -> derivative"
+        )
     entry = SURROGATES[surrogate]
     return entry.derivative, entry.alpha
 

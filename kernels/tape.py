@@ -70,13 +70,17 @@ class Tape:
         """`value` as a symbol of this tape: a symbol stays, a Python number becomes a constant."""
         if isinstance(value, Sym):
             if value.tape is not self:
-                raise ValueError("a value recorded by another call of the step function was used here; a step function "
-                                 "must compute only from its arguments and Python constants")
+                raise ValueError(
+                    "a value recorded by another call of the step function was used here; a step function "
+                    "must compute only from its arguments and Python constants"
+                )
             return value
         if isinstance(value, (bool, int, float)):
             return self.const(float(value))
-        raise TypeError(f"a step function can compute with its arguments and Python numbers, not with "
-                        f"{type(value).__name__}; pass tensors as arguments of the step function")
+        raise TypeError(
+            f"a step function can compute with its arguments and Python numbers, not with "
+            f"{type(value).__name__}; pass tensors as arguments of the step function"
+        )
 
     def live(self, roots: Sequence[int]) -> list[int]:
         """Indices of the nodes that `roots` depend on, in recorded order."""
@@ -136,7 +140,9 @@ class Sym:
         return self._binary("div", other)
 
     def __rtruediv__(self, other: object) -> Sym:
-        return self._binary("div", other, swap=True)
+        """As torch divides a number by a tensor: reciprocal times number, two roundings."""
+        inverse = self._binary("div", 1.0, swap=True)
+        return inverse if other == 1 else inverse * other
 
     def __neg__(self) -> Sym:
         return self.tape.add("neg", self)
@@ -174,8 +180,10 @@ class Sym:
         return self.tape.add("not", self)
 
     def __bool__(self) -> bool:
-        raise TypeError("the truth value of a membrane is not known while a step function is recorded: write "
-                        "where(condition, a, b) instead of an if on a tensor value")
+        raise TypeError(
+            "the truth value of a membrane is not known while a step function is recorded: write "
+            "where(condition, a, b) instead of an if on a tensor value"
+        )
 
     def __pow__(self, exponent: object) -> Sym:
         if isinstance(exponent, int) and not isinstance(exponent, bool) and 1 <= exponent <= 4:

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from spikeloom.kernels import op, reference
 from spikeloom.kernels.backends import choose
+from spikeloom.kernels.call import checkpoint_distance
 from spikeloom.kernels.program import Program
 
-UNROLLED_STEPS = 16
-"""Up to this many steps backward recomputes from the start; beyond, the state is kept every `UNROLLED_STEPS` steps."""
-
-
-def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float], *,
-          state: Sequence[Tensor] | None = None, backend: str = "auto",
-          final: bool = True) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def weave(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    *,
+    state: Sequence[Tensor] | None = None,
+    backend: str = "auto",
+    final: bool = True,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run a program.
 
     Args:
@@ -41,9 +44,11 @@ def weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tenso
     if call.backend == "reference":
         outputs, ends = reference.run(program, call.inputs, call.state, params)
         return tuple(outputs), tuple(ends) if final else ()
-    results = op.weave(call.inputs, call.state, call.tensors, call.scalars, f"{program.key}|{call.kinds}", call.every, final)
+    results = op.weave(
+        call.inputs, call.state, call.tensors, call.scalars, f"{program.key}|{call.kinds}", call.every, final
+    )
     n = len(program.outputs)
-    return tuple(results[:n]), tuple(results[n:n + len(program.states)]) if final else ()
+    return tuple(results[:n]), tuple(results[n : n + len(program.states)]) if final else ()
 
 
 class Call(NamedTuple):
@@ -58,8 +63,13 @@ class Call(NamedTuple):
     backend: str
 
 
-def prepare(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float],
-            state: Sequence[Tensor] | None, backend: str) -> Call:
+def prepare(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    state: Sequence[Tensor] | None,
+    backend: str,
+) -> Call:
     """Check the arguments of `weave`, choose the backend, and split parameters into tensors and scalars."""
     xs = _checked_inputs(program, inputs)
     states = _checked_state(program, xs[0], state)
@@ -72,28 +82,35 @@ def prepare(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Ten
         else:
             scalars.append(value)
             kinds += "s"
-    every = UNROLLED_STEPS if xs[0].shape[0] > UNROLLED_STEPS and torch.is_grad_enabled() and any(
-        t.requires_grad for t in (*xs, *states, *tensors)) else 0
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors))
+    every = checkpoint_distance(program, xs[0].shape[0]) if learns else 0
     return Call(xs, states, tensors, scalars, kinds, every, choose(backend, xs[0].device.type))
 
 
 def _checked_inputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     if len(inputs) != len(program.inputs):
-        raise TypeError(f"{program.name} takes {len(program.inputs)} input(s) ({', '.join(program.inputs)}), got "
-                        f"{len(inputs)}")
+        raise TypeError(
+            f"{program.name} takes {len(program.inputs)} input(s) ({', '.join(program.inputs)}), got {len(inputs)}"
+        )
     first = inputs[0]
     for name, x in zip(program.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"{program.name}: {name} must be a torch tensor [T, *neurons], got {type(x).__name__}")
         if not x.is_floating_point():
-            raise TypeError(f"{program.name}: {name} has dtype {x.dtype}; neurons take float32, float64, float16 or "
-                            f"bfloat16 (convert with {name}.float())")
+            raise TypeError(
+                f"{program.name}: {name} has dtype {x.dtype}; neurons take float32, float64, float16 or "
+                f"bfloat16 (convert with {name}.float())"
+            )
         if x.dim() < 2:
-            raise ValueError(f"{program.name}: {name} has shape {list(x.shape)}; expected [T, *neurons] with time first, "
-                             f"usually [T, B, ...] (for one time step pass {name}[None])")
+            raise ValueError(
+                f"{program.name}: {name} has shape {list(x.shape)}; expected [T, *neurons] with time first, "
+                f"usually [T, B, ...] (for one time step pass {name}[None])"
+            )
         if x.shape != first.shape:
-            raise ValueError(f"{program.name}: {name} has shape {list(x.shape)} but {program.inputs[0]} has "
-                             f"{list(first.shape)}; all inputs must have one shape")
+            raise ValueError(
+                f"{program.name}: {name} has shape {list(x.shape)} but {program.inputs[0]} has "
+                f"{list(first.shape)}; all inputs must have one shape"
+            )
         if x.device != first.device:
             raise ValueError(f"{program.name}: {name} is on {x.device} but {program.inputs[0]} is on {first.device}")
     if first.shape[0] == 0:
@@ -111,17 +128,23 @@ def _checked_state(program: Program, x: Tensor, state: Sequence[Tensor] | None) 
         return []
     if isinstance(state, Tensor) or len(state) != len(program.states):
         got = "one tensor" if isinstance(state, Tensor) else f"{len(state)} value(s)"
-        raise TypeError(f"{program.name}: state must be a tuple ({', '.join(program.states)},) of {len(program.states)} "
-                        f"tensor(s) [*neurons], got {got}")
+        raise TypeError(
+            f"{program.name}: state must be a tuple ({', '.join(program.states)},) of {len(program.states)} "
+            f"tensor(s) [*neurons], got {got}"
+        )
     real = reference.arithmetic(x.dtype)
     for name, s in zip(program.states, state, strict=True):
         if s.shape != x.shape[1:]:
-            raise ValueError(f"{program.name}: state {name} has shape {list(s.shape)} but the input {list(x.shape)} has "
-                             f"neurons {list(x.shape[1:])}; a state belongs to one batch size: start from rest "
-                             f"(state=None) when the batch changes")
+            raise ValueError(
+                f"{program.name}: state {name} has shape {list(s.shape)} but the input {list(x.shape)} has "
+                f"neurons {list(x.shape[1:])}; a state belongs to one batch size: start from rest "
+                f"(state=None) when the batch changes"
+            )
         if s.device != x.device:
-            raise ValueError(f"{program.name}: state {name} is on {s.device} but the input is on {x.device}; move it "
-                             f"with state.to(...)")
+            raise ValueError(
+                f"{program.name}: state {name} is on {s.device} but the input is on {x.device}; move it "
+                f"with state.to(...)"
+            )
     return [s.to(real) for s in state]
 
 
@@ -130,7 +153,9 @@ def _checked_param(name: str, value: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"parameter {name} has dtype {value.dtype}; expected a floating-point tensor")
     if value.device != x.device:
         if value.numel() != 1 or value.device.type != "cpu":
-            raise ValueError(f"parameter {name} is on {value.device} but the input is on {x.device}; move the module "
-                             f"with .to({str(x.device)!r})")
+            raise ValueError(
+                f"parameter {name} is on {value.device} but the input is on {x.device}; move the module "
+                f"with .to({str(x.device)!r})"
+            )
         return value.to(x.device)
     return value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spikeloom.models.config import configure
 from spikeloom.models.registry import register
 from spikeloom.neurons import LIF
-from spikeloom.synapses import AvgPool2d, BatchNorm2d, Conv2d, Dropout, Flatten, Linear
+from spikeloom.synapses import AvgPool2d, Conv2d, Dropout, Flatten, Linear, NormNeuron
 from spikeloom.synapses.fold import check_axes
 
 
@@ -76,13 +76,12 @@ class Stage(nn.Module):
         before = config.widths[index - 1] if index else config.in_channels
         width, kernel, pool = config.widths[index], config.kernels[index], config.pools[index]
         self.conv = Conv2d(before, width, kernel, stride=config.strides[index], padding=kernel // 2, bias=False)
-        self.norm = BatchNorm2d(width)
-        self.neuron = LIF(tau=config.tau, surrogate=config.surrogate, alpha=config.alpha)
+        self.fire = NormNeuron(width, LIF(tau=config.tau, surrogate=config.surrogate, alpha=config.alpha))
         self.pool = AvgPool2d(pool) if pool > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
-        spikes: Tensor = self.pool(self.neuron(self.norm(self.conv(x))))
+        spikes: Tensor = self.pool(self.fire(self.conv(x)))
         return spikes
 
 

@@ -132,6 +132,9 @@ class Neuron(nn.Module):
         values: parameters of the step; those left out keep their defaults.
     """
 
+    program: Program
+    """The recorded step."""
+
     streams = True
     """Takes `state` and `return_state` in `forward`, so that `Stream` can carry its state from call to call."""
 
@@ -151,8 +154,8 @@ class Neuron(nn.Module):
                 if not isinstance(value, nn.Parameter):
                     self.register_buffer(name, value)
                     continue
-            setattr(self, name, value)
-        self._record(structure)
+            super().__setattr__(name, value)
+        self._settle()
 
     def forward(self, *inputs: Tensor, state: tuple[Tensor, ...] | None = None, return_state: bool = False) -> Any:
         """Run all time steps.
@@ -166,8 +169,9 @@ class Neuron(nn.Module):
             Spikes [T, *neurons] in the input's dtype (a tuple if the step has several outputs); with `return_state`,
             `(spikes, state)`.
         """
-        runtime = self.runtime()
-        outputs, final = weave(self.program, inputs, runtime, state=state, backend=self.backend)
+        outputs, final = weave(
+            self.program, inputs, self.runtime(), state=state, backend=self.backend, final=return_state
+        )
         result = outputs[0] if len(outputs) == 1 else outputs
         return (result, final) if return_state else result
 
@@ -175,24 +179,36 @@ class Neuron(nn.Module):
         """All parameters of the step with their present values: numbers, tensors and structure."""
         return {name: getattr(self, name) for name in self.step.defaults}
 
-    def runtime(self) -> dict[str, Tensor | float]:
-        """The values that kernels of `program` take, numbers checked; records anew if the structure was changed."""
-        runtime, structure = self.step.settle(self.values())
-        if structure != self._structure:
-            self._record(structure)
-        return runtime
+    def runtime(self) -> Mapping[str, Tensor | float]:
+        """The values that kernels of `program` take at run time: numbers and tensors."""
+        if not self._tensors:
+            return self._numbers
+        return {**self._numbers, **{name: getattr(self, name) for name in self._tensors}}
 
-    def _record(self, structure: dict[str, Any]) -> None:
-        """Record the step here, so that a traced `forward` finds it recorded."""
-        self._structure = structure
-        self.program = self.step.program(structure)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a parameter of the step is checked first, so that `forward` need not look again."""
+        if "_numbers" in self.__dict__ and name in self.step.defaults:
+            if isinstance(value, Tensor) and isinstance(self.step, NeuronStep) and not value.is_meta:
+                self.step.check(name, value)
+            self.step.settle({**self.values(), name: value})
+            super().__setattr__(name, value)
+            self._settle()
+        else:
+            super().__setattr__(name, value)
+
+    def _settle(self) -> None:
+        """Sort the values by kind and record the step here, so that a traced `forward` finds it recorded."""
+        runtime, structure = self.step.settle(self.values())
+        self.__dict__["_numbers"] = {n: v for n, v in runtime.items() if not isinstance(v, Tensor)}
+        self.__dict__["_tensors"] = tuple(n for n, v in runtime.items() if isinstance(v, Tensor))
+        self.__dict__["program"] = self.step.program(structure)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("program", "_structure")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("program", "_numbers", "_tensors")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._record(self.step.settle(self.values())[1])
+        self._settle()
 
     def extra_repr(self) -> str:
         return ", ".join(self._words())

@@ -17,6 +17,7 @@ from spikeloom.synapses.layers import (
     Linear,
     MaxPool2d,
 )
+from spikeloom.synapses.norm_neuron import NormNeuron
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -30,6 +31,7 @@ __all__ = [
     "Flatten",
     "Linear",
     "MaxPool2d",
+    "NormNeuron",
     "fold",
     "over_time",
     "unfold",

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.kernels import weave
-from spikeloom.kernels.norm import norm_weave
+from spikeloom.kernels.norm import Running, norm_weave
 from spikeloom.kernels.norm.programs import SCALE, SHIFT, fused
+from spikeloom.kernels.program import Program
 from spikeloom.neurons import Neuron
 
 
@@ -34,8 +35,16 @@ class NormNeuron(nn.Module):
     streams = True
     """Takes `state` and `return_state` in `forward`, so that `Stream` can carry the neuron's state."""
 
-    def __init__(self, num_features: int, neuron: Neuron, *, eps: float = 1e-5, momentum: float | None = 0.1,
-                 emit: bool = False, process_group: Any = None) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        neuron: Neuron,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        emit: bool = False,
+        process_group: Any = None,
+    ) -> None:
         super().__init__()
         if not isinstance(neuron, Neuron):
             raise TypeError(f"neuron must be a spikeloom Neuron such as LIF(), got {type(neuron).__name__}")
@@ -53,9 +62,33 @@ class NormNeuron(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self._record()
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, *, state: tuple[Tensor, ...] | None = None,
-                return_state: bool = False) -> Any:
+    def _record(self) -> None:
+        """Record the fused programs here, so that a traced `forward` finds them recorded."""
+        self._source = self.neuron.program
+        self._fused = {residual: fused(self._source, residual, self.emit) for residual in (False, True)}
+
+    def _program(self, residual: bool) -> Program:
+        if self._source is not self.neuron.program:  # the neuron's structure was changed
+            self._record()
+        return self._fused[residual]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_source", "_fused")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._record()
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        state: tuple[Tensor, ...] | None = None,
+        return_state: bool = False,
+    ) -> Any:
         """Run all time steps.
 
         Args:
@@ -69,30 +102,44 @@ class NormNeuron(nn.Module):
         if x.dim() < 3 or x.shape[2] != self.num_features:
             raise ValueError(f"NormNeuron takes [T, B, C, ...] with C = {self.num_features}, got shape {list(x.shape)}")
         inputs = [x] if residual is None else [x, residual]
-        program = fused(self.neuron.program, residual is not None, self.emit)
+        program = self._program(residual is not None)
         runtime = self.neuron.runtime()
         if self.training:
-            outputs, final, stats = norm_weave(
-                program, inputs, runtime, self.weight, self.bias, eps=self.eps, group=self.process_group, state=state,
-                backend=self.neuron.backend, final=return_state)
-            self._track(stats)
+            outputs, final, _ = norm_weave(
+                program,
+                inputs,
+                runtime,
+                self.weight,
+                self.bias,
+                eps=self.eps,
+                running=self._running(),
+                group=self.process_group,
+                state=state,
+                backend=self.neuron.backend,
+                final=return_state,
+            )
         else:
             real = torch.float64 if x.dtype == torch.float64 else torch.float32
             scale = self.weight.to(real) * torch.rsqrt(self.running_var.to(real) + self.eps)
             shift = self.bias.to(real) - self.running_mean.to(real) * scale
             shape = (-1, *[1] * (x.dim() - 3))
-            outputs, final = weave(program, inputs, {SCALE: scale.view(shape), SHIFT: shift.view(shape), **runtime},
-                                   state=state, backend=self.neuron.backend, final=return_state)
+            outputs, final = weave(
+                program,
+                inputs,
+                {SCALE: scale.view(shape), SHIFT: shift.view(shape), **runtime},
+                state=state,
+                backend=self.neuron.backend,
+                final=return_state,
+            )
         result = outputs if self.emit else outputs[0]
         return (result, final) if return_state else result
 
-    @torch.no_grad()
-    def _track(self, stats: Tensor) -> None:
-        """Update the running statistics from those of the batch (rows as in `norm_weave`)."""
-        self.num_batches_tracked.add_(1)
-        rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(stats[0].to(self.running_mean.dtype), rate)
-        self.running_var.lerp_(stats[5].to(self.running_var.dtype), rate)
+    def _running(self) -> Running:
+        """The buffers, and the weight that this batch gets in them."""
+        rate = self.momentum
+        if rate is None:  # cumulative average
+            rate = 1.0 / float(self.num_batches_tracked + 1)
+        return Running(self.running_mean, self.running_var, self.num_batches_tracked, rate)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, emit={self.emit}"

@@ -150,7 +150,8 @@ def _print_recipes(console: Console) -> None:
 
 def _print_result(console: Console, result: Result, recipe: Recipe) -> None:
     console.print(rates_table(result.firing))
-    console.print(f"test accuracy after epoch {result.epochs}: {_accuracy(result.test, recipe)}", soft_wrap=True)
+    spent = f"epoch {result.epochs} ({result.seconds:.0f} s of training)"
+    console.print(f"test accuracy after {spent}: {_accuracy(result.test, recipe)}", soft_wrap=True)
     run = escape(shlex.quote(str(result.checkpoint.parent)))
     console.print(f"saved in {escape(str(result.checkpoint))}; look again with `spikeloom eval {run}`", soft_wrap=True)
 

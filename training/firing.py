@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from spikeloom.neurons import LI, Neuron
+from spikeloom.synapses import NormNeuron
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Firing:
 
     spikes: Tensor | float = 0.0
     steps: int = 0
-    neurons: int = field(default=0)
+    neurons: int = 0
 
     @property
     def rate(self) -> float:
@@ -30,16 +31,12 @@ class Firing:
 
 
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that emit spikes, by name.
-
-    A module that calls a neuron's kernel itself, past the neuron's `forward`, says so by an attribute `neuron` and
-    stands for it.
-    """
+    """The modules that emit spikes, by name: neurons, and `NormNeuron`s, which run their neuron's kernel themselves."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
+        neuron = module.neuron if isinstance(module, NormNeuron) else module
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        neuron = module if isinstance(module, Neuron) else getattr(module, "neuron", None)
-        if _stands_for_neuron(module) and isinstance(neuron, Neuron) and not isinstance(neuron, LI) and not inside:
+        if isinstance(neuron, Neuron) and not isinstance(neuron, LI) and not inside:
             found[name] = module
     return found
 
@@ -53,10 +50,9 @@ def count_spikes(model: nn.Module) -> Iterator[dict[str, Firing]]:
         ...     net(frames)
         >>> {name: layer.rate for name, layer in layers.items()}
     """
-    layers = {name: Firing() for name in spiking_layers(model)}
-    handles = [
-        module.register_forward_hook(partial(_count, layers[name])) for name, module in spiking_layers(model).items()
-    ]
+    spiking = spiking_layers(model)
+    layers = {name: Firing() for name in spiking}
+    handles = [module.register_forward_hook(partial(_count, layers[name])) for name, module in spiking.items()]
     try:
         yield layers
     finally:
@@ -74,15 +70,10 @@ def rates_table(layers: dict[str, Firing]) -> Table:
     return table
 
 
-def _stands_for_neuron(module: nn.Module) -> bool:
-    from spikeloom import synapses
-
-    fused = getattr(synapses, "NormNeuron", None)
-    return isinstance(module, Neuron) or (fused is not None and isinstance(module, fused))
-
-
 def _count(layer: Firing, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    spikes: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
+    while isinstance(output, tuple):  # (spikes, state), or ((spikes, membrane), state)
+        output = output[0]
+    spikes: Tensor = output.detach()
     layer.spikes = layer.spikes + spikes.sum(dtype=torch.float64)
     layer.steps += spikes.numel()
     layer.neurons = spikes[0, 0].numel()

@@ -50,12 +50,16 @@ RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a run: accuracy on the test part after the last epoch, and how often each layer fired there."""
+    """The end of a run: accuracy on the test part after the last epoch, and how often each layer fired there.
+
+    seconds: spent in training steps (of this stage, earlier parts of a resumed run included).
+    """
 
     checkpoint: Path
     test: Tally
     firing: dict[str, Firing]
     epochs: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def fit(
         samples=tally.samples,
         firing={name: layer.rate for name, layer in firing.items()},
     )
-    return Result(require_checkpoint(Path(out)), tally, firing, training.epoch)
+    seconds = sum(line["seconds"] for line in session.log.lines() if line["event"] == "epoch")
+    return Result(require_checkpoint(Path(out)), tally, firing, training.epoch, seconds)
 
 
 def measure(

@@ -18,8 +18,18 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno",
-         "-fno-trapping-math", "-fopenmp", "-w")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-w",
+)
 """No fast-math: the kernels round as the reference does."""
 
 
@@ -45,7 +55,10 @@ def compiler() -> str | None:
 @lru_cache(maxsize=1)
 def _machine() -> str:
     """Compiler version and processor features: what `-march=native` depends on."""
-    version = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True, check=True).stdout
+    asked = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        raise CompilerError(f"{compiler()} --version failed (exit {asked.returncode}): {asked.stderr.strip()}")
+    version = asked.stdout
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
@@ -97,8 +110,10 @@ def probe() -> tuple[bool, str, str]:
     if compiler() is None:
         return False, "no C++ compiler found (looked for $CXX, c++, g++, clang++)", "apt-get install g++"
     try:
-        load('extern "C" int loom_probe() { int n = 0;\n#pragma omp parallel for reduction(+ : n)\n'
-             "for (int i = 0; i < 8; ++i) n += i; return n; }\n")
+        load(
+            'extern "C" int loom_probe() { int n = 0;\n#pragma omp parallel for reduction(+ : n)\n'
+            "for (int i = 0; i < 8; ++i) n += i; return n; }\n"
+        )
     except (CompilerError, OSError) as error:
         return False, str(error), "install a working g++ or clang++ with OpenMP, or make the cache folder writeable"
     return True, f"{compiler()} with OpenMP, {sys.platform} {platform.machine()}, cache {cache_dir()}", ""

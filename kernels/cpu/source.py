@@ -15,8 +15,12 @@ from spikeloom.kernels.program import Program, lookup
 
 BLOCK = 256
 CHUNK = 16
-STORAGE = {"float32": ("float", "float"), "float64": ("double", "double"), "bfloat16": ("float", "bf16"),
-           "float16": ("float", "fp16")}
+STORAGE = {
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+    "bfloat16": ("float", "bf16"),
+    "float16": ("float", "fp16"),
+}
 """torch dtype -> (arithmetic type, storage type)."""
 _PRELUDE = Path(__file__).with_name("prelude.h")
 
@@ -31,10 +35,13 @@ class _Writer:
         self.y = [f"y{i}" for i in range(len(program.outputs))]
         self.s = [f"s{j}" for j in range(len(program.states))]
         self.p = [f"p{k}" for k in range(len(program.params))]
-        self.leaf = {**dict(zip(program.inputs, self.x, strict=True)), **dict(zip(program.states, self.s, strict=True)),
-                     **dict(zip(program.params, self.p, strict=True)),
-                     **{f"gy{i}": f"gy{i}" for i in range(len(self.y))},
-                     **{f"gs{j}": f"gs{j}" for j in range(len(self.s))}}
+        self.leaf = {
+            **dict(zip(program.inputs, self.x, strict=True)),
+            **dict(zip(program.states, self.s, strict=True)),
+            **dict(zip(program.params, self.p, strict=True)),
+            **{f"gy{i}": f"gy{i}" for i in range(len(self.y))},
+            **{f"gs{j}": f"gs{j}" for j in range(len(self.s))},
+        }
         self.lane = [p for p, k in zip(self.p, kinds, strict=True) if k == "l"]
         self.tensor = [p for p, k in zip(self.p, kinds, strict=True) if k != "s"]
 
@@ -63,15 +70,30 @@ def source(key: str, kinds: str, dtype: str) -> str:
     program = lookup(key)
     real, io = STORAGE[dtype]
     w = _Writer(program, kinds)
-    return "\n".join([
-        f"// {program.name}", f"typedef {real} real;", _PRELUDE.read_text(), f"typedef {io} io;",
-        f"enum {{ BLOCK = {BLOCK}, CHUNK = {CHUNK} }};", _forward(w), _backward(w)])
+    return "\n".join(
+        [
+            f"// {program.name}",
+            f"typedef {real} real;",
+            _PRELUDE.read_text(),
+            f"typedef {io} io;",
+            f"enum {{ BLOCK = {BLOCK}, CHUNK = {CHUNK} }};",
+            _forward(w),
+            _backward(w),
+        ]
+    )
 
 
 def _step(w: _Writer) -> str:
     program = w.program
-    step = function("step", program.tape, (*program.outputs, *program.next), [*w.x, *w.s, *w.p], w.leaf,
-                    [*w.y, *[f"{s}n" for s in w.s]], "LOOM_INLINE")
+    step = function(
+        "step",
+        program.tape,
+        (*program.outputs, *program.next),
+        [*w.x, *w.s, *w.p],
+        w.leaf,
+        [*w.y, *[f"{s}n" for s in w.s]],
+        "LOOM_INLINE",
+    )
     rest = function("rest", program.tape, program.rest, w.p, w.leaf, [f"{s}n" for s in w.s], "LOOM_INLINE")
     return step + rest
 
@@ -82,20 +104,39 @@ def _start_state(w: _Writer) -> str:
         return ""
     given = "; ".join(f"{s}_[l] = a.{s}[lane + l]" for s in w.s)
     resting = ", ".join([*w.params_at(), *[f"{s}_[l]" for s in w.s]])
-    return (f"if (a.{w.s[0]}) {{ for (int l = 0; l < n; ++l) {{ {given}; }} }}\n"
-            f"    else {{ for (int l = 0; l < n; ++l) rest({resting}); }}")
+    return (
+        f"if (a.{w.s[0]}) {{ for (int l = 0; l < n; ++l) {{ {given}; }} }}\n"
+        f"    else {{ for (int l = 0; l < n; ++l) rest({resting}); }}"
+    )
 
 
 def _forward(w: _Writer) -> str:
-    fields = " ".join([*[f"const io* {x};" for x in w.x], *[f"io* {y};" for y in w.y], *[f"const real* {s};" for s in w.s],
-                       *[f"real* {s}n;" for s in w.s], "real* checkpoints;", w.param_fields(),
-                       "int64_t T, lanes, inner, every, threads;"])
+    fields = " ".join(
+        [
+            *[f"const io* {x};" for x in w.x],
+            *[f"io* {y};" for y in w.y],
+            *[f"const real* {s};" for s in w.s],
+            *[f"real* {s}n;" for s in w.s],
+            "real* checkpoints;",
+            w.param_fields(),
+            "int64_t T, lanes, inner, every, threads;",
+        ]
+    )
     state = "\n    ".join(f"real {s}_[BLOCK];" for s in w.s)
-    save = " ".join(f"std::memcpy(a.checkpoints + (({j} * saves + t / a.every - 1) * a.lanes + lane), {s}_, n * sizeof(real));"
-                    for j, s in enumerate(w.s))
+    save = " ".join(
+        f"std::memcpy(a.checkpoints + (({j} * saves + t / a.every - 1) * a.lanes + lane), {s}_, n * sizeof(real));"
+        for j, s in enumerate(w.s)
+    )
     pointers = " ".join([*[f"const io* {x}_ = a.{x} + at;" for x in w.x], *[f"io* {y}_ = a.{y} + at;" for y in w.y]])
-    call = ", ".join([*[f"loom_load({x}_[l])" for x in w.x], *[f"{s}_[l]" for s in w.s], *w.params_at(), *w.y,
-                      *[f"{s}n" for s in w.s]])
+    call = ", ".join(
+        [
+            *[f"loom_load({x}_[l])" for x in w.x],
+            *[f"{s}_[l]" for s in w.s],
+            *w.params_at(),
+            *w.y,
+            *[f"{s}n" for s in w.s],
+        ]
+    )
     results = " ".join(f"real {v};" for v in [*w.y, *[f"{s}n" for s in w.s]])
     stores = " ".join([*[f"loom_store({y}_[l], {y});" for y in w.y], *[f"{s}_[l] = {s}n;" for s in w.s]])
     final = " ".join(f"if (a.{s}n) std::memcpy(a.{s}n + lane, {s}_, n * sizeof(real));" for s in w.s)
@@ -129,17 +170,33 @@ template <bool full> static void forward_block(const Forward& a, int64_t lane, i
 def _backward(w: _Writer) -> str:
     program = w.program
     back = backward_tape(program, [1] * len(w.y))
-    wanted = [(n, f"g{leaf}") for n, leaf in zip((*program.inputs, *program.states, *program.params), [*w.x, *w.s, *w.p],
-                                                 strict=True) if n in back.roots]
-    step_back = function("step_back", back.tape, [back.roots[n] for n, _ in wanted],
-                         [*w.x, *w.s, *w.p, *[f"gy{i}" for i in range(len(w.y))], *[f"gs{j}" for j in range(len(w.s))]],
-                         w.leaf, [f"{g}_out" for _, g in wanted], "LOOM_INLINE")
+    wanted = [
+        (n, f"g{leaf}")
+        for n, leaf in zip((*program.inputs, *program.states, *program.params), [*w.x, *w.s, *w.p], strict=True)
+        if n in back.roots
+    ]
+    step_back = function(
+        "step_back",
+        back.tape,
+        [back.roots[n] for n, _ in wanted],
+        [*w.x, *w.s, *w.p, *[f"gy{i}" for i in range(len(w.y))], *[f"gs{j}" for j in range(len(w.s))]],
+        w.leaf,
+        [f"{g}_out" for _, g in wanted],
+        "LOOM_INLINE",
+    )
     rest = [(n, f"g{w.leaf[n]}") for n in program.params if n in back.rest_roots]
-    rest_back = function("rest_back", back.rest_tape, [back.rest_roots[n] for n, _ in rest],
-                         [*w.p, *[f"gs{j}" for j in range(len(w.s))]], w.leaf, [f"{g}_out" for _, g in rest],
-                         "LOOM_INLINE")
-    return step_back + rest_back + _backward_block(w, {g for _, g in wanted}, [g for _, g in wanted],
-                                                   [g for _, g in rest])
+    rest_back = function(
+        "rest_back",
+        back.rest_tape,
+        [back.rest_roots[n] for n, _ in rest],
+        [*w.p, *[f"gs{j}" for j in range(len(w.s))]],
+        w.leaf,
+        [f"{g}_out" for _, g in rest],
+        "LOOM_INLINE",
+    )
+    return (
+        step_back + rest_back + _backward_block(w, {g for _, g in wanted}, [g for _, g in wanted], [g for _, g in rest])
+    )
 
 
 _CONSTANT_GRADIENTS = """
@@ -155,38 +212,78 @@ LOOM_INLINE const io* loom_gradient(const io* gradient, int64_t at) {
 
 def _backward_block(w: _Writer, flowing: set[str], results: list[str], rest: list[str]) -> str:
     grads = [f"g{p}" for p in w.tensor]
-    fields = " ".join([*[f"const io* {x};" for x in w.x], *[f"const real* {s};" for s in w.s], "const real* checkpoints;",
-                       *[f"const io* g{y};" for y in w.y], *[f"const real* g{s}n;" for s in w.s],
-                       *[f"io* g{x};" for x in w.x], *[f"real* g{s};" for s in w.s], *[f"double* {g};" for g in grads],
-                       w.param_fields(), "int64_t T, lanes, inner, every, threads;"])
+    fields = " ".join(
+        [
+            *[f"const io* {x};" for x in w.x],
+            *[f"const real* {s};" for s in w.s],
+            "const real* checkpoints;",
+            *[f"const io* g{y};" for y in w.y],
+            *[f"const real* g{s}n;" for s in w.s],
+            *[f"io* g{x};" for x in w.x],
+            *[f"real* g{s};" for s in w.s],
+            *[f"double* {g};" for g in grads],
+            w.param_fields(),
+            "int64_t T, lanes, inner, every, threads;",
+        ]
+    )
     state = "\n    ".join(f"real {s}_[BLOCK], {s}_at[CHUNK][BLOCK], g{s}_[BLOCK];" for s in w.s)
     sums = "\n    ".join(f"real {g}_[BLOCK]; for (int l = 0; l < n; ++l) {g}_[l] = 0;" for g in grads)
     arriving = " ".join(f"for (int l = 0; l < n; ++l) g{s}_[l] = a.g{s}n ? a.g{s}n[lane + l] : real(0);" for s in w.s)
-    load = " ".join(f"std::memcpy({s}_, a.checkpoints + (({j} * saves + first / a.every - 1) * a.lanes + lane), "
-                    f"n * sizeof(real));" for j, s in enumerate(w.s))
+    load = " ".join(
+        f"std::memcpy({s}_, a.checkpoints + (({j} * saves + first / a.every - 1) * a.lanes + lane), n * sizeof(real));"
+        for j, s in enumerate(w.s)
+    )
     pointers_x = " ".join(f"const io* {x}_ = a.{x} + at;" for x in w.x)
-    recompute = ", ".join([*[f"loom_load({x}_[l])" for x in w.x], *[f"{s}_[l]" for s in w.s], *w.params_at(), *w.y,
-                           *[f"{s}n" for s in w.s]])
+    recompute = ", ".join(
+        [
+            *[f"loom_load({x}_[l])" for x in w.x],
+            *[f"{s}_[l]" for s in w.s],
+            *w.params_at(),
+            *w.y,
+            *[f"{s}n" for s in w.s],
+        ]
+    )
     kept = " ".join(f"{s}_at[k + 1][l] = {s}n; {s}_[l] = {s}n;" for s in w.s)
     keep_first = " ".join(f"std::memcpy({s}_at[0], {s}_, n * sizeof(real));" for s in w.s)
     results_fw = " ".join(f"real {v};" for v in [*w.y, *[f"{s}n" for s in w.s]])
-    pointers = " ".join([pointers_x, *[f"const io* g{y}_ = loom_gradient(a.g{y}, at);" for y in w.y],
-                         *[f"io* g{x}_ = a.g{x} ? a.g{x} + at : unused;" for x in w.x]])
-    call = ", ".join([*[f"loom_load({x}_[l])" for x in w.x], *[f"{s}_at[k][l]" for s in w.s], *w.params_at(),
-                      *[f"loom_load(g{y}_[l])" for y in w.y], *[f"g{s}_[l]" for s in w.s], *[f"{g}_out" for g in results]])
+    pointers = " ".join(
+        [
+            pointers_x,
+            *[f"const io* g{y}_ = loom_gradient(a.g{y}, at);" for y in w.y],
+            *[f"io* g{x}_ = a.g{x} ? a.g{x} + at : unused;" for x in w.x],
+        ]
+    )
+    call = ", ".join(
+        [
+            *[f"loom_load({x}_[l])" for x in w.x],
+            *[f"{s}_at[k][l]" for s in w.s],
+            *w.params_at(),
+            *[f"loom_load(g{y}_[l])" for y in w.y],
+            *[f"g{s}_[l]" for s in w.s],
+            *[f"{g}_out" for g in results],
+        ]
+    )
     outs = " ".join(f"real {g}_out;" for g in results)
-    put = " ".join([*[f"loom_store(g{x}_[l], {f'g{x}_out' if f'g{x}' in flowing else 'real(0)'});" for x in w.x],
-                    *[f"g{s}_[l] = {f'g{s}_out' if f'g{s}' in flowing else 'real(0)'};" for s in w.s],
-                    *[f"{g}_[l] += {g}_out;" for g in grads if g in flowing]])
+    put = " ".join(
+        [
+            *[f"loom_store(g{x}_[l], {f'g{x}_out' if f'g{x}' in flowing else 'real(0)'});" for x in w.x],
+            *[f"g{s}_[l] = {f'g{s}_out' if f'g{s}' in flowing else 'real(0)'};" for s in w.s],
+            *[f"{g}_[l] += {g}_out;" for g in grads if g in flowing],
+        ]
+    )
     rest_call = ", ".join([*w.params_at(), *[f"g{s}_[l]" for s in w.s], *[f"{g}_out" for g in rest]])
     rest_outs = " ".join(f"real {g}_out;" for g in rest)
     rest_sum = " ".join(f"{g}_[l] += {g}_out;" for g in rest if g in grads)
-    resting = (f"if (!a.{w.s[0]}) for (int l = 0; l < n; ++l) {{ {rest_outs} rest_back({rest_call}); {rest_sum} }}"
-               if rest else "")
+    resting = (
+        f"if (!a.{w.s[0]}) for (int l = 0; l < n; ++l) {{ {rest_outs} rest_back({rest_call}); {rest_sum} }}"
+        if rest
+        else ""
+    )
     first_state = " ".join(f"if (a.g{s}) std::memcpy(a.g{s} + lane, g{s}_, n * sizeof(real));" for s in w.s)
     collect = " ".join(
         f"if (sums.{g}.size()) for (int l = 0; l < n; ++l) sums.{g}[{f'{g[1:]}_i[l]' if g[1:] in w.lane else '0'}] += {g}_[l];"
-        for g in grads)
+        for g in grads
+    )
     members = " ".join(f"std::vector<double> {g};" for g in grads)
     return f"""
 struct Backward {{ {fields} }};
@@ -244,10 +341,13 @@ class _Sums:
         sizes = {g: f"a.{g[1:]}.count" if g[1:] in w.lane else "1" for g in grads}
         self.all = "std::vector<Sums> all(a.threads);"
         self.mine = "Sums& mine = all[thread]; " + " ".join(
-            f"if (a.{g}) mine.{g}.assign({size}, 0.0);" for g, size in sizes.items())
+            f"if (a.{g}) mine.{g}.assign({size}, 0.0);" for g, size in sizes.items()
+        )
         self.collect = "\n    ".join(
             f"if (a.{g}) for (int64_t i = 0; i < {size}; ++i) {{ double sum = 0; "
-            f"for (const Sums& part : all) sum += part.{g}[i]; a.{g}[i] = sum; }}" for g, size in sizes.items())
+            f"for (const Sums& part : all) sum += part.{g}[i]; a.{g}[i] = sum; }}"
+            for g, size in sizes.items()
+        )
 
 
 def _driver(name: str, struct: str, block: str, sums: _Sums | None = None) -> str:

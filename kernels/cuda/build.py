@@ -53,7 +53,8 @@ def function(source: str, name: str, device: int) -> tuple[int, object]:
         raise CudaBuildError(
             f"CuPy could not build a kernel: {error}\nCuPy's CUDA runtime is {built // 1000}.{built % 1000 // 10}, the "
             f"driver supports {driver // 1000}.{driver % 1000 // 10}, torch was built for {torch.version.cuda}; the "
-            f"matching wheel is `pip install {wheel()}`") from error
+            f"matching wheel is `pip install {wheel()}`"
+        ) from error
 
 
 def probe() -> tuple[bool, str, str]:
@@ -63,7 +64,7 @@ def probe() -> tuple[bool, str, str]:
         return False, f"no CUDA device is visible to torch ({built})", "use a machine with an NVIDIA GPU and driver"
     try:
         version = cupy().__version__
-        function("extern \"C\" __global__ void loom_probe() {}", "loom_probe", torch.cuda.current_device())
+        function('extern "C" __global__ void loom_probe() {}', "loom_probe", torch.cuda.current_device())
     except CudaBuildError as error:
         return False, str(error), f"pip install {wheel()}"
     name = torch.cuda.get_device_name()

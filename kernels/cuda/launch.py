@@ -43,9 +43,31 @@ class Kernel:
         slot, device = _slot, self._device
         self._struct.pack_into(slot.buffer, 0, *values)
         if torch._C._cuda_getDevice() == device:
-            self._start(self._handle, self._blocks, 1, 1, self._threads, 1, 1, 0,
-                        torch._C._cuda_getCurrentRawStream(device), slot.address, 0)
+            self._start(
+                self._handle,
+                self._blocks,
+                1,
+                1,
+                self._threads,
+                1,
+                1,
+                0,
+                torch._C._cuda_getCurrentRawStream(device),
+                slot.address,
+                0,
+            )
         else:
             with torch.cuda.device(device):
-                self._start(self._handle, self._blocks, 1, 1, self._threads, 1, 1, 0,
-                            torch._C._cuda_getCurrentRawStream(device), slot.address, 0)
+                self._start(
+                    self._handle,
+                    self._blocks,
+                    1,
+                    1,
+                    self._threads,
+                    1,
+                    1,
+                    0,
+                    torch._C._cuda_getCurrentRawStream(device),
+                    slot.address,
+                    0,
+                )

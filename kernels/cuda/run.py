@@ -33,21 +33,35 @@ class Plan:
     kernel: Kernel
     empty: bool
 
-    def run(self, pointers: Sequence[int], params: Sequence[Tensor], scalars: Sequence[float]) -> None:
-        """Launch on torch's current stream of the device."""
+    def run(self, pointers: Sequence[int], params: Sequence[int], scalars: Sequence[float]) -> None:
+        """Launch. `params` are addresses of the tensor parameters' values (`values`), which the caller keeps alive."""
         if params:
-            values = [m.values(p, self.real) for m, p in zip(self.maps, params, strict=True)]
-            self.kernel([*pointers, *self._params(values, scalars), *self.tail])
+            self.kernel([*pointers, *self._params(params, scalars), *self.tail])
         else:
             self.kernel([*pointers, *scalars, *self.tail])
 
-    def _params(self, values: Sequence[Tensor], scalars: Sequence[float]) -> list[Any]:
+    def values(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The last tensor parameters, `params`, laid out as the kernel reads them."""
+        maps = self.maps[len(self.maps) - len(params) :]
+        return [m.values(p, self.real) for m, p in zip(maps, params, strict=True)]
+
+    def sum_count(self, where: layout.ParamMap) -> int:
+        """Partial sums this launch writes for a parameter."""
+        return self.launch.walk * (1 if _shared(where, self.launch) else self.launch.tuning.vector)
+
+    def sum_width(self, where: layout.ParamMap) -> int:
+        """How many neighbouring partial sums belong to one entry: they lie as [rows, count, width]."""
+        if where.count == 1:
+            return 1
+        return where.repeat // self.launch.tuning.vector if _shared(where, self.launch) else where.repeat
+
+    def _params(self, addresses: Sequence[int], scalars: Sequence[float]) -> list[Any]:
         numbers: list[Any] = []
-        tensors, floats = iter(zip(values, self.maps, strict=True)), iter(scalars)
+        tensors, floats = iter(zip(addresses, self.maps, strict=True)), iter(scalars)
         for tensor in self.is_tensor:
             if tensor:
-                value, where = next(tensors)
-                numbers += [value.data_ptr()] if where.count == 1 else [value.data_ptr(), where.count, where.repeat]
+                address, where = next(tensors)
+                numbers += (address,) if where.count == 1 else (address, where.count, where.repeat)
             else:
                 numbers.append(next(floats))
         return numbers
@@ -56,23 +70,31 @@ class Plan:
 _plans: dict[Any, Plan] = {}
 
 
-def _plan(flags: Any, program: str, x: Tensor, params: Sequence[Tensor], aligned: bool) -> Plan:
-    """The plan of a call. `flags` is (every, initial state given, final states wanted, mask or None)."""
-    key: Any = (program, flags, x.dtype, x.shape, x.stride(), x.device, aligned)
-    if params:
-        key = (key, *[p.shape for p in params])
+def plan_for(flags: Any, program: str, x: Tensor, shapes: Sequence[Any], aligned: bool) -> Plan:
+    """The plan of a call.
+
+    Args:
+        flags: (every, initial state given, final states wanted, mask or None).
+        program: "key|kinds".
+        x: the first input, dense.
+        shapes: shapes of the tensor parameters.
+        aligned: all `[T, *neurons]` tensors start at multiples of 16 bytes.
+    """
+    key = (program, flags, x.dtype, x.shape, x.stride(), x.device, aligned, *shapes)
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _make_plan(flags, program, x, params, aligned)
+        plan = _plans[key] = _make_plan(flags, program, x, shapes, aligned)
     return plan
 
 
-def _make_plan(flags: Any, call: str, x: Tensor, params: Sequence[Tensor], aligned: bool) -> Plan:
+def _make_plan(flags: Any, call: str, x: Tensor, shapes: Sequence[Any], aligned: bool) -> Plan:
     every, given, final, mask = flags
     program, letters = calls.parse(call)
+    if mask is not None:
+        calls.check_every(x.shape[0], every, len(program.states))
     shape, strides = tuple(x.shape), layout.dense_strides(x.shape, x.stride())
     lanes = layout.lanes_of(shape, strides)
-    maps = [layout.param_map(tuple(p.shape), shape, lanes.axes) for p in params]
+    maps = [layout.param_map(tuple(s), shape, lanes.axes) for s in shapes]
     left = iter(maps)
     kinds = "".join("s" if c == "s" else "u" if next(left).count == 1 else "l" for c in letters)
     dtype = str(x.dtype).removeprefix("torch.")
@@ -80,8 +102,17 @@ def _make_plan(flags: Any, call: str, x: Tensor, params: Sequence[Tensor], align
     n_first = len(program.inputs) + len(program.states)
     summed = [m for m, want in zip(maps, wanted[n_first:], strict=False) if want]
     device = x.device.index
-    launch = tune(program, dtype, lanes, kinds, given=given, aligned=aligned, backward=mask is not None, summed=summed,
-                  processors=torch.cuda.get_device_properties(device).multi_processor_count)
+    launch = tune(
+        program,
+        dtype,
+        lanes,
+        kinds,
+        given=given,
+        aligned=aligned,
+        backward=mask is not None,
+        summed=summed,
+        processors=torch.cuda.get_device_properties(device).multi_processor_count,
+    )
     if mask is None:
         source, name = forward_source(program.key, launch.tuning, bool(every), final), "forward"
     else:
@@ -93,9 +124,18 @@ def _make_plan(flags: Any, call: str, x: Tensor, params: Sequence[Tensor], align
     pointers = n_in + n_out + 2 * n_s + 1 if mask is None else 2 * n_in + n_out + 3 * n_s + 1 + len(kinds)
     fields = f"{pointers}Q" + "".join({"s": "d", "u": "Q", "l": "Qqq"}[k] for k in kinds) + "4q"
     kernel = Kernel(source, name, device, launch.blocks, launch.tuning.threads, fields)
-    return Plan(program, arithmetic(x.dtype), strides, layout.dense_strides(shape[1:], x.stride()[1:]), tuple(maps),
-                tuple(k != "s" for k in kinds), (lanes.steps, lanes.count, lanes.inner, launch.walk), launch, kernel,
-                lanes.count == 0)
+    return Plan(
+        program,
+        arithmetic(x.dtype),
+        strides,
+        layout.dense_strides(shape[1:], x.stride()[1:]),
+        tuple(maps),
+        tuple(k != "s" for k in kinds),
+        (lanes.steps, lanes.count, lanes.inner, launch.walk),
+        launch,
+        kernel,
+        lanes.count == 0,
+    )
 
 
 def _shared(where: layout.ParamMap, launch: Launch) -> bool:
@@ -103,7 +143,7 @@ def _shared(where: layout.ParamMap, launch: Launch) -> bool:
     return where.count == 1 or where.repeat % launch.tuning.vector == 0
 
 
-def _dense(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], bool]:
+def dense(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], bool]:
     """The inputs in the dense layout of the first one (untouched in the common case), and whether all are aligned."""
     first = tensors[0]
     if len(tensors) > 1 or not first.is_contiguous():
@@ -113,11 +153,32 @@ def _dense(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], bool]:
     return tensors, first.data_ptr() % 16 == 0
 
 
-def forward(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], scalars: list[float], program: str,
-            every: int, final: bool) -> list[Tensor]:
+def forward(
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    final: bool,
+) -> list[Tensor]:
     """The CUDA kernel of `spikeloom::weave`."""
-    xs, aligned = _dense(inputs)
-    plan = _plan((every, bool(state), final, None), program, xs[0], params, aligned)
+    xs, aligned = dense(inputs)
+    plan = plan_for((every, bool(state), final, None), program, xs[0], [p.shape for p in params], aligned)
+    values = plan.values(params)
+    return run_forward(plan, xs, state, [v.data_ptr() for v in values], scalars, every, final)
+
+
+def run_forward(
+    plan: Plan,
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    params: Sequence[int],
+    scalars: Sequence[float],
+    every: int,
+    final: bool,
+) -> list[Tensor]:
+    """Allocate results and launch; `params` are addresses of values in the plan's layout."""
     recorded = plan.program
     results = calls.allocate_forward(recorded, xs[0], every, final)
     if plan.empty:
@@ -127,61 +188,76 @@ def forward(inputs: list[Tensor], state: list[Tensor], params: list[Tensor], sca
     pointers = [t.data_ptr() for t in xs]
     pointers += [t.data_ptr() for t in results[:n_out]]
     pointers += [s.data_ptr() for s in held] or none
-    pointers += [t.data_ptr() for t in results[n_out:n_out + len(none)]] if final else none
+    pointers += [t.data_ptr() for t in results[n_out : n_out + len(none)]] if final else none
     pointers.append(results[-1].data_ptr() if every else 0)
     plan.run(pointers, params, scalars)
     return results
 
 
-def backward(grads: list[Tensor], inputs: list[Tensor], state: list[Tensor], params: list[Tensor],
-             checkpoints: list[Tensor], scalars: list[float], program: str, every: int, mask: str) -> list[Tensor]:
+def backward(
+    grads: list[Tensor],
+    inputs: list[Tensor],
+    state: list[Tensor],
+    params: list[Tensor],
+    checkpoints: list[Tensor],
+    scalars: list[float],
+    program: str,
+    every: int,
+    mask: str,
+) -> list[Tensor]:
     """The CUDA kernel of `spikeloom::weave_backward`."""
     results = calls.allocate_backward(inputs, params, program, mask)
-    plan, sums = backward_sums(results, grads, inputs, state, params, checkpoints, scalars, program, every, mask)
-    n_params = sum(s is not None for s in sums)
-    store_sums(plan, sums, params, results[len(results) - n_params:])
+    xs, aligned = dense(inputs)
+    plan = plan_for((every, bool(state), False, mask), program, xs[0], [p.shape for p in params], aligned)
+    values = plan.values(params)
+    sums = run_backward(plan, results, grads, xs, state, [v.data_ptr() for v in values], checkpoints, scalars, mask)
+    store_sums(plan, sums, params, results[len(results) - sum(s is not None for s in sums) :])
     return results
 
 
-def backward_sums(results: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor], state: Sequence[Tensor],
-                  params: Sequence[Tensor], checkpoints: Sequence[Tensor], scalars: Sequence[float], program: str,
-                  every: int, mask: str) -> tuple[Plan, list[Tensor | None]]:
-    """Fill the gradients of inputs and states in `results`; return per-thread partial sums for tensor parameters."""
-    xs, aligned = _dense(inputs)
-    plan = _plan((every, bool(state), False, mask), program, xs[0], params, aligned)
+def run_backward(
+    plan: Plan,
+    results: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    params: Sequence[int],
+    checkpoints: Sequence[Tensor],
+    scalars: Sequence[float],
+    mask: str,
+) -> list[Tensor | None]:
+    """Fill the gradients of inputs and states at the front of `results`; return partial sums per tensor parameter."""
     recorded = plan.program
     arriving, wanted = calls.parse_mask(mask)
     n_in, n_out, n_s = len(recorded.inputs), len(recorded.outputs), len(recorded.states)
     given = iter(grads)
     present = [next(given) if flag == 1 else None for flag in arriving]
-    grad_y = [None if g is None else _fit(g, plan.strides) for g in present[:n_out]]
-    grad_s = [None if g is None else layout.in_order(g.to(plan.real), plan.slab) for g in present[n_out:]]
+    arrived = [None if g is None else _fit(g, plan.strides) for g in present[:n_out]]
+    arrived += [None if g is None else layout.in_order(g.to(plan.real), plan.slab) for g in present[n_out:]]
     free = iter(results)
-    outs = [next(free) if want else None for want in wanted[:n_in + n_s]]
-    walk, vector = plan.launch.walk, plan.launch.tuning.vector
-    sums = [xs[0].new_empty(walk * (1 if _shared(where, plan.launch) else vector), dtype=plan.real) if want else None
-            for where, want in zip(plan.maps, wanted[n_in + n_s:], strict=True)]
+    outs = [next(free) if want else None for want in wanted[: n_in + n_s]]
+    sums = [
+        xs[0].new_empty(plan.sum_count(where), dtype=plan.real) if want else None
+        for where, want in zip(plan.maps, wanted[n_in + n_s :], strict=True)
+    ]
     if plan.empty:
-        return plan, [None if s is None else s.zero_() for s in sums]
+        return [None if s is None else s.zero_() for s in sums]
     held: list[Tensor | None] = [layout.in_order(s, plan.slab) for s in state] or [None] * n_s
     left = iter(sums)
     all_sums = [next(left) if tensor else None for tensor in plan.is_tensor]
-    everything = [*xs, *held, checkpoints[0] if every else None, *grad_y, *grad_s, *outs, *all_sums]
+    everything = [*xs, *held, *(checkpoints or (None,)), *arrived, *outs, *all_sums]
     plan.run([0 if t is None else t.data_ptr() for t in everything], params, scalars)
-    return plan, sums
-
-
-def sum_width(plan: Plan, where: layout.ParamMap) -> int:
-    """How many neighbouring partial sums belong to one entry: partial sums lie as [rows, count, width]."""
-    return where.repeat // plan.launch.tuning.vector if _shared(where, plan.launch) else where.repeat
+    return sums
 
 
 def store_sums(plan: Plan, sums: Sequence[Tensor | None], params: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     """Add up partial sums and write them to the gradients `targets` of the last parameters, `params`."""
     free = iter(targets)
-    for where, partial, like in zip(plan.maps[len(plan.maps) - len(params):], sums, params, strict=True):
+    for where, partial, like in zip(plan.maps[len(plan.maps) - len(params) :], sums, params, strict=True):
         if partial is not None:
-            total = partial.sum() if where.count == 1 else partial.view(-1, where.count, sum_width(plan, where)).sum((0, 2))
+            total = (
+                partial.sum() if where.count == 1 else partial.view(-1, where.count, plan.sum_width(where)).sum((0, 2))
+            )
             next(free).copy_(where.gradient(total, like))
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from spikeloom.kernels.call import CHUNK
 from spikeloom.kernels.cuda.source import STORAGE_BYTES, Tuning
 from spikeloom.kernels.layout import Lanes, ParamMap
 from spikeloom.kernels.program import Program
 
-CHUNK = 16
-"""Steps unrolled together for long sequences; equals the distance of checkpoints."""
 _WORDS_FORWARD, _WORDS_BACKWARD = 64, 48
 
 
@@ -29,8 +28,18 @@ class Launch:
     period: int
 
 
-def tune(program: Program, dtype: str, lanes: Lanes, kinds: str, *, given: bool, aligned: bool, backward: bool,
-         summed: list[ParamMap], processors: int) -> Launch:
+def tune(
+    program: Program,
+    dtype: str,
+    lanes: Lanes,
+    kinds: str,
+    *,
+    given: bool,
+    aligned: bool,
+    backward: bool,
+    summed: list[ParamMap],
+    processors: int,
+) -> Launch:
     """Choose the launch of a kernel.
 
     Args:
@@ -43,8 +52,9 @@ def tune(program: Program, dtype: str, lanes: Lanes, kinds: str, *, given: bool,
     chunk = min(lanes.steps, CHUNK)
     vector = _vector(program, dtype, lanes, chunk, backward) if aligned else 1
     periods = [m.count * m.repeat for m in summed if m.count > 1]
-    while vector > 1 and (any(p % vector for p in periods) or lanes.inner % vector
-                          or lanes.count // vector < processors * 512):
+    while vector > 1 and (
+        any(p % vector for p in periods) or lanes.inner % vector or lanes.count // vector < processors * 512
+    ):
         vector //= 2
     vectors = max(1, lanes.count // vector)
     threads = 32 if vectors < processors * 512 else 64 if vectors < processors * 1024 else 128
@@ -53,8 +63,9 @@ def tune(program: Program, dtype: str, lanes: Lanes, kinds: str, *, given: bool,
         period = math.lcm(*periods) // vector if periods else 1
         walk = period * max(1, min(vectors // period, processors * 768 // period))
     steps = lanes.steps if lanes.steps <= CHUNK else 0
-    tuning = Tuning(dtype, kinds, steps, chunk, vector, threads, lanes.outer == 1,
-                    lanes.count + walk * vector >= 2**32, given)
+    tuning = Tuning(
+        dtype, kinds, steps, chunk, vector, threads, lanes.outer == 1, lanes.count + walk * vector >= 2**32, given
+    )
     return Launch(tuning, -(-walk // threads), walk, period)
 
 

@@ -40,9 +40,10 @@ __device__ __forceinline__ bool owns_channel(const Shape& shape, long long chann
 
 struct ForwardArguments {
     const float *first, *second, *pivot, *weight, *bias;
-    float* stats;
+    float *stats, *running_mean, *running_var;
+    long long* batches;
     Shape shape;
-    double count, eps;
+    double count, eps, rate;
 };
 
 // stats [6, C]: mean, biased variance, scale = weight / sqrt(var + eps), shift = bias - mean scale, count, unbiased
@@ -60,7 +61,30 @@ extern "C" __global__ void __launch_bounds__(1024) norm_forward(const ForwardArg
     to[2 * C] = scale;
     to[3 * C] = a.bias[channel] - mean * scale;
     to[4 * C] = (float)a.count;
-    to[5 * C] = (float)(var * a.count / (a.count > 1 ? a.count - 1 : 1));
+    const float unbiased = (float)(var * a.count / (a.count > 1 ? a.count - 1 : 1)), rate = (float)a.rate;
+    to[5 * C] = unbiased;
+    if (!a.running_mean) return;
+    a.running_mean[channel] += rate * (mean - a.running_mean[channel]);
+    a.running_var[channel] += rate * (unbiased - a.running_var[channel]);
+    if (channel == 0) *a.batches += 1;
+}
+
+struct PivotArguments {
+    const void* y;
+    float* pivot;
+    long long channels, stride, bits;
+};
+
+// The first value of every channel, of a tensor of 32-bit (float), 16-bit (bfloat16) or -16 (float16) elements.
+extern "C" __global__ void __launch_bounds__(1024) norm_pivot(const PivotArguments a) {
+    const long long channel = blockIdx.x * 1024ll + threadIdx.x;
+    if (channel >= a.channels) return;
+    const long long at = channel * a.stride;
+    float value;
+    if (a.bits == 32) value = ((const float*)a.y)[at];
+    else if (a.bits == 16) value = __uint_as_float((unsigned)((const unsigned short*)a.y)[at] << 16);
+    else asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(((const unsigned short*)a.y)[at]));
+    a.pivot[channel] = value;
 }
 
 struct BackwardArguments {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,8 +26,9 @@ def forward(mean: Tensor, var: Tensor, count: float, weight: Tensor, bias: Tenso
     if group:
         mean, var, total = _combined(mean, var, total, group)
     scale = weight.to(mean.dtype) * torch.rsqrt(var + eps)
-    return torch.stack([mean, var, scale, bias.to(mean.dtype) - mean * scale, total,
-                        var * (total / (total - 1).clamp_min(1))])
+    return torch.stack(
+        [mean, var, scale, bias.to(mean.dtype) - mean * scale, total, var * (total / (total - 1).clamp_min(1))]
+    )
 
 
 def _combined(mean: Tensor, var: Tensor, count: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,15 +64,70 @@ def _group(name: str) -> dist.ProcessGroup:
     return torch.distributed.distributed_c10d._resolve_process_group(name)
 
 
-def forward_cuda(first: Tensor, second: Tensor, width: int, pivot: Tensor, weight: Tensor, bias: Tensor, count: float,
-                 eps: float) -> Tensor:
-    """`forward` from per-thread partial sums laid out as [rows, C, width] (float32, one process)."""
-    channels = pivot.numel()
-    stats = torch.empty((6, channels), dtype=torch.float32, device=pivot.device)
-    rows = first.numel() // (channels * width)
-    _kernel("norm_forward", "6Q3q2d", pivot.device.index, channels if width > 1 else -(-channels // 32))(
-        (first.data_ptr(), second.data_ptr(), pivot.data_ptr(), weight.data_ptr(), bias.data_ptr(), stats.data_ptr(), rows,
-         channels, width, count, eps))
+class Running(NamedTuple):
+    """BatchNorm's buffers and the weight of the new batch in them."""
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+    rate: float
+
+
+def update(running: Running, stats: Tensor) -> None:
+    """Take the statistics of a batch into the buffers."""
+    with torch.no_grad():
+        running.batches.add_(1)
+        running.mean.lerp_(stats[0].to(running.mean.dtype), running.rate)
+        running.var.lerp_(stats[5].to(running.var.dtype), running.rate)
+
+
+def pivot_cuda(y: Tensor, to: int) -> None:
+    """Write the first value of every channel of y [T, B, C, ...] to the float32 array at address `to`."""
+    channels = y.shape[2]
+    _kernel("norm_pivot", "2Q3q", y.device.index, -(-channels // 1024))(
+        (y.data_ptr(), to, channels, y.stride(2), _BITS[y.dtype])
+    )
+
+
+_BITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: -16}
+
+
+def forward_cuda(
+    partial: Tensor,
+    width: int,
+    channels: int,
+    weight: Tensor,
+    bias: Tensor,
+    count: float,
+    eps: float,
+    running: Running | None,
+) -> Tensor:
+    """`forward` from `partial`, and the update of `running` (float32).
+
+    Args:
+        partial: C pivots, then per-thread partial sums [rows, C, width] of (y - pivot) and of (y - pivot)^2.
+    """
+    stats = partial.new_empty((6, channels))
+    pivot, size = partial.data_ptr(), (partial.shape[0] - channels) // 2
+    first = pivot + channels * 4
+    kept = (running.mean.data_ptr(), running.var.data_ptr(), running.batches.data_ptr()) if running else (0, 0, 0)
+    _kernel("norm_forward", "9Q3q3d", partial.device.index, channels if width > 1 else -(-channels // 32))(
+        (
+            first,
+            first + size * 4,
+            pivot,
+            weight.data_ptr(),
+            bias.data_ptr(),
+            stats.data_ptr(),
+            *kept,
+            size // (channels * width),
+            channels,
+            width,
+            count,
+            eps,
+            running.rate if running else 0.0,
+        )
+    )
     return stats
 
 
@@ -80,7 +137,8 @@ def backward_cuda(weighted: Tensor, plain: Tensor, width: int, stats: Tensor, ep
     out = torch.empty((4, channels), dtype=torch.float32, device=stats.device)
     rows = weighted.numel() // (channels * width)
     _kernel("norm_backward", "4Q3qd", stats.device.index, channels if width > 1 else -(-channels // 32))(
-        (weighted.data_ptr(), plain.data_ptr(), stats.data_ptr(), out.data_ptr(), rows, channels, width, eps))
+        (weighted.data_ptr(), plain.data_ptr(), stats.data_ptr(), out.data_ptr(), rows, channels, width, eps)
+    )
     return out
 
 

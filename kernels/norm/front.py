@@ -9,18 +9,30 @@ import torch
 from torch import Tensor
 
 from spikeloom.kernels import reference
-from spikeloom.kernels.norm import finish
-from spikeloom.kernels.norm import op as _op  # noqa: F401 - registers the operators
+from spikeloom.kernels.call import checkpoint_distance
+from spikeloom.kernels.norm import finish, op
+from spikeloom.kernels.norm.finish import Running
 from spikeloom.kernels.norm.programs import SCALE, SHIFT
 from spikeloom.kernels.program import Program
-from spikeloom.kernels.weaving import UNROLLED_STEPS, prepare
+from spikeloom.kernels.weaving import prepare
 
 __all__ = ["norm_weave"]
 
 
-def norm_weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, Tensor | float], weight: Tensor,
-               bias: Tensor, *, eps: float, group: Any = None, state: Sequence[Tensor] | None = None,
-               backend: str = "auto", final: bool = True) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+def norm_weave(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    running: Running | None = None,
+    group: Any = None,
+    state: Sequence[Tensor] | None = None,
+    backend: str = "auto",
+    final: bool = True,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     """Normalise with the statistics of the batch and run the neuron behind.
 
     Args:
@@ -28,6 +40,7 @@ def norm_weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, 
         inputs: y [T, B, C, ...] and, if the program has one, the residual and further inputs, in the same shape.
         params: run-time parameters of the neuron.
         weight, bias: BatchNorm's, [C].
+        running: BatchNorm's buffers, updated in place.
         group: process group whose members share the statistics; None: this process alone.
         state, backend, final: as in `weave`.
 
@@ -36,24 +49,47 @@ def norm_weave(program: Program, inputs: Sequence[Tensor], params: Mapping[str, 
     """
     y = inputs[0]
     if y.dim() >= 3 and y.numel() // y.shape[2] == 1:
-        raise ValueError(f"BatchNorm in training needs more than one value per channel, got an input of shape "
-                         f"{list(y.shape)}; use a larger batch or evaluation mode")
+        raise ValueError(
+            f"BatchNorm in training needs more than one value per channel, got an input of shape "
+            f"{list(y.shape)}; use a larger batch or evaluation mode"
+        )
     call = prepare(program, inputs, {SCALE: 0.0, SHIFT: 0.0, **params}, state, backend)
     name = group.group_name if group is not None else ""
     if call.backend == "reference":
-        return _reference(program, call.inputs, call.state, params, weight, bias, eps, name)
-    every = call.every
-    if not every and y.shape[0] > UNROLLED_STEPS and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
-        every = UNROLLED_STEPS
-    results = torch.ops.spikeloom.norm_weave(call.inputs, call.state, call.tensors, call.scalars[2:], weight, bias,
-                                             f"{program.key}|tt{call.kinds[2:]}", name, eps, every, final)
+        result = _reference(program, call.inputs, call.state, params, weight, bias, eps, name)
+        if running is not None:
+            finish.update(running, result[2])
+        return result
+    learns = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+    every = checkpoint_distance(program, y.shape[0]) if learns else call.every
+    results = op.norm_weave(
+        call.inputs,
+        call.state,
+        call.tensors,
+        call.scalars[2:],
+        weight,
+        bias,
+        f"{program.key}|tt{call.kinds[2:]}",
+        name,
+        eps,
+        every,
+        final,
+        running,
+    )
     n = len(program.outputs)
-    return tuple(results[:n]), tuple(results[n:n + len(program.states)]) if final else (), results[-1]
+    return tuple(results[:n]), tuple(results[n : n + len(program.states)]) if final else (), results[-1]
 
 
-def _reference(program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor], params: Mapping[str, Tensor | float],
-               weight: Tensor, bias: Tensor, eps: float,
-               group: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+def _reference(
+    program: Program,
+    inputs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    group: str,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     """The same in plain torch, differentiated by autograd."""
     y = inputs[0].to(reference.arithmetic(inputs[0].dtype))
     if group:

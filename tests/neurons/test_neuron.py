@@ -270,9 +270,10 @@ def test_bad_values(call: Any, error: type[Exception], says: str) -> None:
 
 def test_a_number_that_goes_bad_later() -> None:
     layer = LIF()
-    layer.tau = float("nan")
     with pytest.raises(ValueError, match="tau must be a number, not NaN"):
-        layer(torch.ones(2, 3))
+        layer.tau = float("nan")
+    assert layer.tau == 2.0
+    assert layer.runtime()["tau"] == 2.0
 
 
 BAD_INPUTS: list[tuple[Any, type[Exception], str]] = [

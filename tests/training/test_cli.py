@@ -31,15 +31,17 @@ def test_train_then_eval(flags: list[str], capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "training conv_snn_tiny (14,314 parameters) on 30 recordings and 10 held out of nmnist" in text
     assert re.search(r"epoch 1/1  loss \d\.\d+  accuracy \d+\.\d+%  validation ", text)
-    accuracy = re.search(r"test accuracy after epoch 1: (\d+\.\d+%) \(\d+ of 20 recordings of nmnist", text)
+    accuracy = re.search(
+        r"test accuracy after epoch 1 \(\d+ s of training\): (\d+\.\d+%) \(\d+ of 20 recordings of nmnist", text
+    )
     assert accuracy is not None
-    assert "stages.1.neuron" in text
+    assert "stages.1.fire" in text
     assert "spikeloom eval runs/nmnist_small" in text
 
     assert cli.main(["eval", "runs/nmnist_small"]) == 0
     text = capsys.readouterr().out
     assert f"test accuracy {accuracy[1]} " in text
-    assert "stages.1.neuron" in text
+    assert "stages.1.fire" in text
 
     for part, count in (("train", 30), ("validation", 10)):
         assert cli.main(["eval", "runs/nmnist_small", "--part", part, "--batch-size", "7"]) == 0

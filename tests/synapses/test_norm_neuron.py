@@ -1,0 +1,115 @@
+"""NormNeuron against torch's BatchNorm followed by the neuron."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from spikeloom.neurons import LI, LIF, PLIF, Stream
+from spikeloom.synapses import NormNeuron
+
+
+def plain(layer: NormNeuron) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(layer.num_features, eps=layer.eps, momentum=layer.momentum).to(layer.weight)
+    norm.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("neuron.")})
+    return norm
+
+
+def data(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 1).double()
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("residual", [False, True])
+def test_equals_batch_norm_add_neuron(train: bool, residual: bool) -> None:
+    layer = NormNeuron(5, LIF()).double().train(train)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5)
+        layer.bias.uniform_(-0.5, 0.5)
+        layer.running_mean.uniform_(-1, 1)
+        layer.running_var.uniform_(1, 4)
+    norm = plain(layer).train(train)
+    x1, r1 = data((4, 3, 5, 6, 6)).requires_grad_(), data((4, 3, 5, 6, 6), 1).requires_grad_()
+    x2, r2 = x1.detach().clone().requires_grad_(), r1.detach().clone().requires_grad_()
+    spikes = layer(x1, r1) if residual else layer(x1)
+    u = norm(x2.flatten(0, 1)).unflatten(0, (4, 3))
+    expected = LIF(backend="reference")(u + r2 if residual else u)
+    assert torch.equal(spikes, expected)
+    cotangent = data(spikes.shape, 2)
+    spikes.backward(cotangent)
+    expected.backward(cotangent)
+    pairs = [(x1.grad, x2.grad), (layer.weight.grad, norm.weight.grad), (layer.bias.grad, norm.bias.grad)]
+    pairs += [(r1.grad, r2.grad)] if residual else []
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer.running_mean, norm.running_mean)
+    torch.testing.assert_close(layer.running_var, norm.running_var)
+    assert layer.num_batches_tracked == norm.num_batches_tracked
+
+
+def test_emits_the_membrane_input() -> None:
+    layer = NormNeuron(4, LIF(), emit=True).double()
+    x, r = data((3, 2, 4, 5)), data((3, 2, 4, 5), 1)
+    spikes, u = layer(x, r)
+    expected = nn.functional.batch_norm(x.flatten(0, 1), None, None, training=True).unflatten(0, (3, 2)) + r
+    torch.testing.assert_close(u, expected)
+    assert torch.equal(spikes, LIF()(u))
+
+
+def test_learnable_neuron_parameters_get_gradients() -> None:
+    layer = NormNeuron(4, PLIF()).double()
+    layer(data((6, 2, 4))).sum().backward()
+    assert layer.neuron.w.grad is not None
+    assert layer.neuron.w.grad.abs() > 0
+
+
+def test_cumulative_average() -> None:
+    layer = NormNeuron(3, LIF(), momentum=None).double()
+    norm = plain(layer)
+    for seed in range(3):
+        x = data((2, 4, 3, 5), seed)
+        layer(x)
+        norm(x.flatten(0, 1).unsqueeze(-1))
+    torch.testing.assert_close(layer.running_mean, norm.running_mean)
+    torch.testing.assert_close(layer.running_var, norm.running_var)
+
+
+def test_bfloat16_keeps_statistics_and_membrane_in_float32() -> None:
+    layer = NormNeuron(4, LIF())
+    x = (data((4, 3, 4, 8)) + 50).bfloat16()
+    spikes, (v,) = layer(x, return_state=True)
+    assert spikes.dtype == torch.bfloat16
+    assert v.dtype == torch.float32
+    mean = x.float().mean((0, 1, 3))
+    torch.testing.assert_close(layer.running_mean, 0.1 * mean)
+
+
+def test_streams_copies_and_pickles_in_evaluation() -> None:
+    layer = NormNeuron(4, LI()).eval()
+    x = data((7, 2, 4, 3)).float()
+    whole = layer(x)
+    stream = Stream(layer)
+    assert torch.equal(torch.cat([stream(x[:3]), stream(x[3:])]), whole)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), whole)
+
+
+def test_compiles_without_graph_break() -> None:
+    layer = NormNeuron(4, LIF())
+    x = data((4, 2, 4, 3)).float()
+    expected = copy.deepcopy(layer)(x)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+def test_bad_input() -> None:
+    layer = NormNeuron(4, LIF())
+    with pytest.raises(ValueError, match=r"C = 4, got shape \[3, 2, 5\]"):
+        layer(torch.zeros(3, 2, 5))
+    with pytest.raises(ValueError, match="all inputs must have one shape"):
+        layer(torch.zeros(3, 2, 4, 5), torch.zeros(3, 2, 4, 4))
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        layer(torch.zeros(1, 1, 4))
+    with pytest.raises(TypeError, match="must be a spikeloom Neuron"):
+        NormNeuron(4, nn.ReLU())  # type: ignore[arg-type]
