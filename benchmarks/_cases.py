@@ -10,6 +10,8 @@ import torch
 FORWARD, TRAIN = "forward", "forward+backward"
 SECTIONS = ("lif", "bn_lif", "if", "plif", "alif")
 STEPS = (1, 4, 16, 128, 1024)
+CHECKPOINT_EVERY = 16
+"""K of the target for saved memory: beyond K steps the state is kept every K steps (`CHUNK` in kernels/call.py)."""
 STATES = {"alif": 2}
 """State variables per neuron, where there is more than one."""
 L2_BYTES = 50e6
@@ -58,7 +60,7 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(self.dtype).removeprefix("torch.")]
 
     @property
     def shape_name(self) -> str:
@@ -105,7 +107,8 @@ class Target:
         return value >= self.bound if self.at_least else value <= self.bound
 
 
-HOST_US = Target("host us per call", 30.0)
+HOST_US = Target("host us", 30.0)
+SAVED = "saved bytes per element"
 _LIF_LIMITS = {4: (1.15, 1.15), 16: (1.25, 1.25), 128: (1.45, 1.45), 1024: (2.6, 4.5)}
 _BN_SHAPES = _IMAGES["cuda"]
 
@@ -120,15 +123,15 @@ def targets(case: Case, part: str, device: str) -> dict[str, Target]:
     if case.section == "lif" and full and device == "cuda" and case.steps in _LIF_LIMITS:
         found["limit"] = Target("x limit", _LIF_LIMITS[case.steps][low])
     if case.section == "lif" and full and device == "cpu" and case.steps in (4, 16, 128) and not low:
-        found["peers"] = Target("best of SpikingJelly, snnTorch, Norse / ours", 5.0, at_least=True)
+        found["peers"] = Target("best peer / ours", 5.0, at_least=True)
     if case.normed and device == "cuda" and case.shape == _BN_SHAPES[0]:
         found["limit"] = Target("x limit", 1.35)
     if case.normed and device == "cuda" and case.shape == _BN_SHAPES[1] and low:
         found["eager"] = Target("eager ms", 0.30)
-        found["graph"] = Target("CUDA graph ms", 0.12)
+        found["graph"] = Target("graph ms", 0.12)
     return found
 
 
-def saved_target(case: Case, every: int) -> Target:
-    """Bytes kept for backward per element of x: one float32 per state variable every `every` steps."""
-    return Target("saved bytes per element", 4.0 * STATES.get(case.section, 1) / every)
+def saved_target(case: Case) -> Target:
+    """Bytes kept for backward per element of x: one float32 per state variable every K steps."""
+    return Target(SAVED, 4.0 * STATES.get(case.section, 1) / CHECKPOINT_EVERY)

@@ -14,8 +14,6 @@ from _ours import Implementation, Pass, captured, ours
 from _peers import peers
 from _timing import Job, Outcome, failure_text, host_cost, race
 
-from spikeloom.kernels.weaving import UNROLLED_STEPS
-
 RIVALS = {
     "spikingjelly": ("spikingjelly", "sj fp32 state", "sj autotuned"),
     "snntorch": ("snntorch",),
@@ -139,7 +137,7 @@ def _judge(case: Case, part: str, row: dict[str, Any], run: Run) -> None:
     if not set(RIVALS) <= set(run.peers):
         wanted.pop("peers", None)
     if part == TRAIN:
-        wanted["saved"] = saved_target(case, UNROLLED_STEPS)
+        wanted["saved"] = saved_target(case)
         if "saved_bytes_per_element" in mine:
             values["saved"] = mine["saved_bytes_per_element"]
     row["targets"] = [_verdict(target, values.get(key)) for key, target in wanted.items()]
@@ -168,7 +166,7 @@ def _host_row(implementation: Implementation, x: torch.Tensor, grad: bool, devic
         timing = host_cost(call, device, 2000)
     judged = device.type == "cuda" and implementation.name == "spikeloom"
     return {
-        "name": implementation.name,
+        "name": implementation.name + (" and reset_net" if implementation.name == "spikingjelly" else ""),
         "gradients": grad,
         "shape": tuple(x.shape),
         "us": asdict(timing),

@@ -13,8 +13,8 @@ These ways in are timed:
 * `spikingjelly`: the module as documented. Its state has the dtype of x; with bfloat16 that is not what the fused
   operator takes, and a Python loop over time runs;
 * `sj fp32 state`: bfloat16 x with a float32 state, through its functional interface: the fused operator;
-* `sj autotuned` (GPU): the functional interface with `neuron_storage`: autotuned Triton kernels, state and what is kept
-  for backward in the dtype of x;
+* `sj autotuned` (GPU, LIF): the functional interface with `neuron_storage`: autotuned Triton kernels, state and what
+  is kept for backward in the dtype of x;
 * `sj compiled` (GPU, with BatchNorm): BatchNorm and the fused operator under `torch.compile`.
 """
 
@@ -29,7 +29,7 @@ from _ours import Implementation
 from torch import Tensor, nn
 
 Maker = Callable[[], Implementation]
-PEERS = ("spikingjelly", "snntorch", "norse", "compile")
+PEERS = ("spikingjelly", "sj_autotuned", "snntorch", "norse", "compile")
 LOOP_STEPS = {"cuda": 16, "cpu": 128}
 """Longest T at which snnTorch and Norse, which loop over time in Python, are timed."""
 COMPILED_STEPS = 16
@@ -41,8 +41,8 @@ def peers(case: Case, device: torch.device, wanted: Iterable[str]) -> Iterator[t
     if case.channels_last:
         return
     wanted = set(wanted)
-    if "spikingjelly" in wanted:
-        yield from _spikingjelly(case, device)
+    if case.section != "alif":
+        yield from _spikingjelly(case, device, wanted)
     short = case.steps <= LOOP_STEPS[device.type]
     leaky = case.section in ("lif", "bn_lif")
     adaptive = case.section == "alif" and case.steps > 1  # Norse's fires one step late: at T = 1 nothing depends on x
@@ -70,17 +70,14 @@ def _rest(case: Case, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.zeros(case.shape[1:], dtype=dtype, device=device)
 
 
-def _spikingjelly(case: Case, device: torch.device) -> Iterator[tuple[str, Maker]]:
-    if case.section == "alif":
-        return
-    yield "spikingjelly", lambda: _sj_module(case, device)
-    if case.dtype is torch.bfloat16:
-        yield "sj fp32 state", lambda: _sj_functional(case, device, torch.float32, "sj fp32 state")
-    if device.type != "cuda":
-        return
-    if case.normed:
-        yield "sj compiled", lambda: _sj_compiled(case, device)
-    else:
+def _spikingjelly(case: Case, device: torch.device, wanted: set[str]) -> Iterator[tuple[str, Maker]]:
+    if "spikingjelly" in wanted:
+        yield "spikingjelly", lambda: _sj_module(case, device)
+        if case.dtype is not torch.float32:
+            yield "sj fp32 state", lambda: _sj_functional(case, device, torch.float32, "sj fp32 state")
+        if device.type == "cuda" and case.normed:
+            yield "sj compiled", lambda: _sj_compiled(case, device)
+    if "sj_autotuned" in wanted and device.type == "cuda" and case.section == "lif":
         stored = case.dtype
         yield "sj autotuned", lambda: _sj_functional(case, device, stored, "sj autotuned", neuron_storage=stored)
 
@@ -102,7 +99,8 @@ def _sj_module(case: Case, device: torch.device) -> Implementation:
         node = neuron.LIFNode(tau=2.0, **options)
     net = nn.Sequential(layer.BatchNorm2d(case.shape[2], step_mode="m"), node) if case.normed else node
     net.to(device)
-    return Implementation("spikingjelly", net, lambda: functional.reset_net(net), tuple(net.parameters()))
+    own = tuple(net.parameters())
+    return Implementation("spikingjelly", net, lambda: functional.reset_net(net), own, device.type == "cuda")
 
 
 def _sj_step(case: Case, device: torch.device, state: torch.dtype, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
@@ -121,7 +119,7 @@ def _sj_step(case: Case, device: torch.device, state: torch.dtype, **options: An
 def _sj_functional(case: Case, device: torch.device, state: torch.dtype, name: str, **options: Any) -> Implementation:
     step, own = _sj_step(case, device, state, **options)
     run, parameters = _normed(case, device, step)
-    return Implementation(name, run, parameters=own + parameters, compiles=bool(options))
+    return Implementation(name, run, parameters=own + parameters, compiles=device.type == "cuda")
 
 
 def _sj_compiled(case: Case, device: torch.device) -> Implementation:
@@ -145,7 +143,7 @@ def _snntorch(case: Case, device: torch.device) -> Implementation:
         return torch.stack(spikes)
 
     def reset() -> None:
-        cell.mem = rest
+        cell.mem = rest.new_zeros(0)  # snnTorch keeps every cell alive in a list; what the cell holds need not stay
 
     run, parameters = _normed(case, device, loop)
     return Implementation("snntorch", run, reset, parameters)

@@ -9,6 +9,7 @@ README.md beside this file says what is measured and what the columns mean.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -28,8 +29,6 @@ from _peers import PEERS  # noqa: E402
 from _report import conditions, show_host, show_section, spikingjelly_implementation, write  # noqa: E402
 from _timing import copy_bandwidth  # noqa: E402
 
-from spikeloom.kernels.weaving import UNROLLED_STEPS  # noqa: E402
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GPU_BUDGET_S = 330.0
 
@@ -48,14 +47,13 @@ def main() -> None:
         "warm_up": "3 calls (2 where one takes more than 2 s)",
         "repetitions": options.repetitions,
         "copy_bandwidth_gb_per_s": bandwidth,
-        "checkpoint_every": UNROLLED_STEPS,
         "spikingjelly_lif": spikingjelly_implementation(device),
         "targets_hold_for": "NVIDIA H100" if options.device == "cuda" else "CPU, 2 threads",
         "units": "time in ms, host cost in us; median and quartiles (low, high)",
         "rows": [],
     }
     print(f"{record['device']}, {record['threads']} threads, torch {torch.__version__}, commit {record['commit']}")
-    print(f"copy {bandwidth['median']:.4g} GB/s ({bandwidth['low']:.4g}-{bandwidth['high']:.4g}), read plus write")
+    print(f"copy {bandwidth['median']:.4g} GB/s ({bandwidth['low']:.4g}-{bandwidth['high']:.4g})", flush=True)
     if "host" in options.only:
         record["host"] = host_rows(run)
         show_host(record["host"])
@@ -63,14 +61,11 @@ def main() -> None:
         rows = []
         for case in cases(section, options.device, [DTYPES[d] for d in options.dtypes], options.steps, options.quick):
             rows += measure(case, run)
-            record["seconds"] = round(time.monotonic() - began, 1)
+            record |= {"seconds": round(time.monotonic() - began, 1), "load_average_at_end": os.getloadavg()[0]}
             if options.out:
                 write(options.out, record | {"rows": [*record["rows"], *rows]})
-            print(
-                f"{record['seconds']:6.0f} s  {section} {case.shape_name} {case.dtype_name}",
-                file=sys.stderr,
-                flush=True,
-            )
+            progress = f"{record['seconds']:6.0f} s  {section} {case.shape_name} {case.dtype_name}"
+            print(progress, file=sys.stderr, flush=True)
         record["rows"] += rows
         show_section(section, rows)
     if options.out:

@@ -65,14 +65,18 @@ def _decide(backend: str, device: str) -> str:
         if not works:
             raise BackendError(f"backend={backend!r} cannot run: {why}. To mend it: {fix}; or pass backend='reference'")
         return backend
+    if device == "meta":
+        return "reference"  # shapes only
     if device not in ("cpu", "cuda"):
+        _tell(f"there are no kernels for {device} devices", device)
         return "reference"
     works, why, fix = probe(device)
     if not works:
-        warnings.warn(
-            f"spikeloom runs neurons in plain PyTorch (slow) on {device}: {why}. To mend it: {fix}. "
-            f"`spikeloom doctor` tells more",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _tell(f"{why}. To mend it: {fix}", device)
     return device if works else "reference"
+
+
+def _tell(why: str, device: str) -> None:
+    """Warn, once per device type, that `auto` falls back."""
+    message = f"spikeloom runs neurons in plain PyTorch (slow) on {device}: {why}. `spikeloom doctor` tells more"
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -46,8 +46,10 @@ def check_every(steps: int, every: int, states: int) -> None:
         ValueError: backward would have to recompute more than `CHUNK` steps, or `every` is not 0 or `CHUNK`.
     """
     if every not in (0, CHUNK) or (states and not every and steps > CHUNK):
-        raise ValueError(f"backward over T = {steps} steps needs the state kept every {CHUNK} steps (every={CHUNK}); the "
-                         f"forward call was made with every={every}")
+        raise ValueError(
+            f"backward over T = {steps} steps needs the state kept every {CHUNK} steps (every={CHUNK}); the "
+            f"forward call was made with every={every}"
+        )
 
 
 def checkpoint_count(steps: int, every: int) -> int:

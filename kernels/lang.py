@@ -90,8 +90,8 @@ def clamp(x: Value, low: Value, high: Value) -> Value:
     if (recorded := record("clamp", x, low, high)) is not None:
         return recorded
     x, low, high = _tensors(x, low, high)
-    above = torch.where(x < low, low, x)
-    return torch.where(above > high, high, above)
+    above = torch.where((x >= low) | x.isnan(), x, low)
+    return torch.where((above <= high) | above.isnan(), above, high)
 
 
 def where(condition: Value, a: Value, b: Value) -> Value:

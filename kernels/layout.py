@@ -19,10 +19,11 @@ Sizes = Sequence[int]
 
 
 def dense_strides(shape: Sizes, strides: Sizes) -> tuple[int, ...]:
-    """Strides of a gapless tensor with the axis order of `strides` (axes of size 1 keep a plausible place)."""
+    """Strides of a gapless tensor with the axis order of `strides`; expanded axes (stride 0) become the slowest."""
     result = [1] * len(shape)
     step = 1
-    for axis in sorted(range(len(shape)), key=lambda a: (strides[a], -a) if shape[a] != 1 else (0, -a)):
+    place = [0 if n == 1 else s or float("inf") for n, s in zip(shape, strides, strict=True)]
+    for axis in sorted(range(len(shape)), key=lambda a: (place[a], -a)):
         result[axis] = step
         step *= shape[axis]
     return tuple(result)

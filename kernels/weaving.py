@@ -13,6 +13,7 @@ from spikeloom.kernels.backends import choose
 from spikeloom.kernels.call import checkpoint_distance
 from spikeloom.kernels.program import Program
 
+
 def weave(
     program: Program,
     inputs: Sequence[Tensor],

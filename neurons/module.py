@@ -134,6 +134,8 @@ class Neuron(nn.Module):
 
     program: Program
     """The recorded step."""
+    _numbers: dict[str, float]
+    _tensors: tuple[str, ...]
 
     streams = True
     """Takes `state` and `return_state` in `forward`, so that `Stream` can carry its state from call to call."""
@@ -199,7 +201,8 @@ class Neuron(nn.Module):
     def _settle(self) -> None:
         """Sort the values by kind and record the step here, so that a traced `forward` finds it recorded."""
         runtime, structure = self.step.settle(self.values())
-        self.__dict__["_numbers"] = {n: v for n, v in runtime.items() if not isinstance(v, Tensor)}
+        scalars = {n: v for n, v in runtime.items() if not isinstance(v, Tensor)}
+        self.__dict__["_numbers"] = scalars
         self.__dict__["_tensors"] = tuple(n for n, v in runtime.items() if isinstance(v, Tensor))
         self.__dict__["program"] = self.step.program(structure)
 

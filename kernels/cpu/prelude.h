@@ -70,14 +70,42 @@ LOOM_INLINE void loom_store(fp16& to, real v) {
     to.bits = (uint16_t)(h | (sign >> 16));
 }
 
-// The parameter of lane l is entry (l / repeat) % count.
+// The parameter of lane l is entry (l / repeat) % count. Neighbouring lanes use neighbouring entries (repeat 1) or share
+// one for a while, so a block is a few runs.
 struct LaneParam { const real* values; int64_t count, repeat; };
 
-LOOM_INLINE void loom_gather(const LaneParam& p, int64_t lane, int n, real* to, int32_t* index) {
-    int64_t entry = (lane / p.repeat) % p.count, left = p.repeat - lane % p.repeat;
-    for (int l = 0; l < n; ++l) {
-        to[l] = p.values[entry];
-        index[l] = (int32_t)entry;
-        if (--left == 0) { left = p.repeat; entry = entry + 1 == p.count ? 0 : entry + 1; }
+// Calls `run(entry, first, n)` for every run of a block: lanes first ... first + n - 1 use entries entry ... (repeat 1) or
+// all use `entry`.
+template <class Run> LOOM_INLINE void loom_runs(const LaneParam& p, int64_t lane, int n, Run run) {
+    int64_t entry = (lane / p.repeat) % p.count, left = p.repeat == 1 ? p.count - entry : p.repeat - lane % p.repeat;
+    for (int first = 0; first < n;) {
+        const int length = (int)(left < n - first ? left : n - first);
+        run(entry, first, length);
+        first += length;
+        entry = p.repeat == 1 || entry + 1 == p.count ? 0 : entry + 1;
+        left = p.repeat == 1 ? p.count : p.repeat;
     }
+}
+LOOM_INLINE void loom_gather(const LaneParam& p, int64_t lane, int n, real* to) {
+    loom_runs(p, lane, n, [&](int64_t entry, int first, int length) {
+        if (p.repeat == 1) std::memcpy(to + first, p.values + entry, length * sizeof(real));
+        else for (int l = first; l < first + length; ++l) to[l] = p.values[entry];
+    });
+}
+
+// Adds what the lanes of a block give to the sums of a lane parameter, or to the one sum of a uniform parameter.
+LOOM_INLINE double loom_total(int n, const real* from) {
+    double sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int l = 0; l < n; ++l) sum += (double)from[l];
+    return sum;
+}
+LOOM_INLINE void loom_collect(const LaneParam& p, int64_t lane, int n, const real* from, double* sums) {
+    loom_runs(p, lane, n, [&](int64_t entry, int first, int length) {
+        if (p.repeat == 1) {
+            double* to = sums + entry;
+            #pragma omp simd
+            for (int l = 0; l < length; ++l) to[l] += (double)from[first + l];
+        } else sums[entry] += loom_total(length, from + first);
+    });
 }

@@ -1,4 +1,4 @@
-"""Compile CUDA sources with NVRTC through CuPy (which caches the binaries on disk) and hand out launchable functions."""
+"""Compile CUDA sources with NVRTC through CuPy (which caches the binaries on disk) and hand out kernels to launch."""
 
 from __future__ import annotations
 

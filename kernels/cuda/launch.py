@@ -26,7 +26,7 @@ _slot = _Slot()
 
 
 class Kernel:
-    """A compiled kernel on one device with its launch shape. `layout` gives the struct's fields in `struct`'s letters."""
+    """A compiled kernel on one device with its launch shape. `layout`: the argument's fields in letters of `struct`."""
 
     __slots__ = ("_blocks", "_device", "_handle", "_keep", "_start", "_struct", "_threads")
 

@@ -3,6 +3,9 @@
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif
+#ifndef NAN
+#define NAN __int_as_float(0x7fffffff)
+#endif
 
 LOOM_INLINE float loom_exp(float x) { return expf(x); }
 LOOM_INLINE double loom_exp(double x) { return exp(x); }
@@ -28,7 +31,7 @@ LOOM_INLINE Divisor loom_divisor(real b) { Divisor d = {b, real(1) / b}; return 
 LOOM_INLINE float loom_div(float a, const Divisor& d) {
     const float q = a * (float)d.y;
     const float exact = __fmaf_rn(__fmaf_rn(-(float)d.b, q, a), (float)d.y, q);
-    return fabsf(q) < INFINITY ? exact : q;
+    return exact == exact ? exact : q;  // exact is NaN where q overflows and where b is infinite
 }
 LOOM_INLINE double loom_div(double a, const Divisor& d) { return a / (double)d.b; }
 

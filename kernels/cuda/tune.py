@@ -1,8 +1,8 @@
 """Launch choices: how many lanes a thread owns, how large blocks are, how many threads walk the lanes.
 
 Rules of thumb measured on an H100 (`benchmarks/neurons.py`): 16-byte accesses as long as a thread's chunk buffers and
-states stay within a budget of registers (more cost occupancy), the next chunk always loaded ahead, and small blocks when
-there are few lanes so that every multiprocessor gets some.
+states stay within a budget of registers (more cost occupancy), the next chunk always loaded ahead, and small blocks
+when there are few lanes so that every multiprocessor gets some.
 """
 
 from __future__ import annotations

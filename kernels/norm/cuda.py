@@ -105,7 +105,8 @@ def backward(
     results = allocate_backward(inputs, params, program, f"{arriving}:0{wanted[1:]}")
     sums = run.run_backward(plan, results, grads, xs, state, addresses, checkpoints, scalars, first)
     run.store_sums(plan, sums[2:], params, results[sum(parse_mask(first)[1][:n_first]) :])
-    table = finish.backward_cuda(sums[0], sums[1], plan.sum_width(plan.maps[0]), stats, eps)
+    weighted, plain = (s for s in sums[:2] if s is not None)  # `first` asks for both
+    table = finish.backward_cuda(weighted, plain, plan.sum_width(plan.maps[0]), stats, eps)
     if wanted[0] == "1":
         if n_in > 1 and recorded.inputs[1] == "norm_residual" and wanted[1] == "1":
             gy = _combined(y, results[0], aligned, channel, stats, table)

@@ -1,7 +1,7 @@
 """Per-channel formulas of the fused normalisation: from sums to statistics, and to the correction of the gradient.
 
-`forward` and `backward` are the formulas in torch; on a GPU `forward_cuda` and `backward_cuda` do the same in one launch
-from per-thread partial sums. With a process group the sums are those of all its members (SyncBatchNorm).
+`forward` and `backward` are the formulas in torch; on a GPU `forward_cuda` and `backward_cuda` do the same in one
+launch from per-thread partial sums. With a process group the sums are those of all its members (SyncBatchNorm).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def backward(weighted: Tensor, plain: Tensor, stats: Tensor, eps: float, group: 
 
 
 def _group(name: str) -> dist.ProcessGroup:
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    # How torch's functional collectives find a group by its name; private, so not in the exported types.
+    return torch.distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 class Running(NamedTuple):

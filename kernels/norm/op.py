@@ -176,8 +176,8 @@ def _backward_fake(
 
 
 class _NormWeave(torch.autograd.Function):
-    """Autograd of `norm_weave` over a flat list: (running, n inputs, n states, scalars, program, group, eps, every, final,
-    weight, bias, *tensors). `running` False: call the operators, so that tracers see them; else call the kernels
+    """Autograd of `norm_weave` over a flat list: (running, n inputs, n states, scalars, program, group, eps, every,
+    final, weight, bias, *tensors). `running` False: call the operators, so that tracers see them; else call the kernels
     themselves, which update these buffers (None: there are none)."""
 
     @staticmethod
@@ -322,9 +322,15 @@ def _forward_autograd(
     return result
 
 
+def _backward_op(*arguments: Any) -> list[Tensor]:
+    """`_backward` as an operator, whose results must not share memory."""
+    *found, weight, bias = _backward(*arguments)
+    return [*found, weight.clone(), bias.clone()]
+
+
 for _device in ("CPU", "CUDA"):
     _library.impl("norm_weave", _forward, _device)
-    _library.impl("norm_weave_backward", _backward, _device)
+    _library.impl("norm_weave_backward", _backward_op, _device)
 _library.impl("norm_weave", _forward_autograd, "Autograd")
 torch.library.register_fake("spikeloom::norm_weave", _forward_fake, lib=_library)
 torch.library.register_fake("spikeloom::norm_weave_backward", _backward_fake, lib=_library)

@@ -43,7 +43,7 @@ def fused(program: Program, residual: bool, emit: bool) -> Program:
 
 @lru_cache(maxsize=1024)
 def corrected(program: Program) -> Program:
-    """A fused program with the output y (a y / 2 + b) put before its states; `norm_a`, `norm_b` are its last parameters."""
+    """A fused program with the output y (a y / 2 + b) put before its states; its last parameters are norm_a, norm_b."""
     n_out = len(program.outputs)
 
     def step(y: Any, *others: Any, norm_a: Any, norm_b: Any, **params: Any) -> Any:

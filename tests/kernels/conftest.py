@@ -21,6 +21,9 @@ GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2**-11, to
 """Largest relative error of a gradient, as a norm. float32: the derived step divides and takes exponentials quickly,
 sums are added up in another order. Half types: one rounding of the stored gradient."""
 
+CANCELLED = 50
+"""How much larger the error of a parameter's gradient may be: a sum of addends of both signs."""
+
 
 @dataclass
 class Run:
@@ -47,12 +50,14 @@ class Loom:
         backend: str | None = None,
         backward: bool = True,
         only: int | None = None,
+        ones: bool = False,
     ) -> Run:
         """Call a step and differentiate it with respect to every tensor that goes in.
 
         Args:
             backend: None is the compiled kernel of the device; "reference" runs on the CPU.
             only: index of the one output that gets a cotangent; None gives one to all outputs and final states.
+            ones: cotangents of one instead of random ones.
         """
         device = "cpu" if backend == "reference" else self.device
         leaves: dict[str, Tensor] = {}
@@ -71,7 +76,7 @@ class Loom:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             results = [*outputs, *states]
             if backward:
-                reached = [(r, g) for r, g in zip(results, cotangents(results, only), strict=True) if r.requires_grad]
+                reached = [(r, g) for r, g in zip(results, cotangents(results, only, ones), strict=True) if r.requires_grad]
                 torch.autograd.backward(*zip(*reached, strict=True))
         found = {n: t.grad.cpu() if t.grad is not None else torch.zeros_like(t, device="cpu") for n, t in leaves.items()}
         return Run([o.detach().cpu() for o in outputs], [s.detach().cpu() for s in states], found)
@@ -98,6 +103,7 @@ class Loom:
             torch.testing.assert_close(other, one, rtol=rounding, atol=rounding, equal_nan=True)
         for name, one in expected.gradients.items():
             limit = GRADIENT[one.dtype] if gradient is None else gradient
+            limit *= CANCELLED if name in step.defaults else 1
             assert self.distance(one, got.gradients[name]) <= limit, f"gradient of {name}"
         return expected, got
 
@@ -188,9 +194,10 @@ def laid_out_alike(value: Tensor, device: str) -> Tensor:
     return twin
 
 
-def cotangents(results: Sequence[Tensor], only: int | None = None) -> list[Tensor]:
+def cotangents(results: Sequence[Tensor], only: int | None, ones: bool) -> list[Tensor]:
     """Random gradients, the same for the same shapes; with `only`, zeros for all results but one."""
     generator = torch.Generator().manual_seed(7)
     drawn = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results]
+    drawn = [torch.ones_like(g) for g in drawn] if ones else drawn
     kept = [g if only in (None, i) else torch.zeros_like(g) for i, g in enumerate(drawn)]
     return [torch.empty_like(r).copy_(g) for r, g in zip(results, kept, strict=True)]
