@@ -184,7 +184,7 @@ def check_compiler() -> list[Finding]:
 
 def check_cache() -> Finding:
     """Report whether compiled kernels can be kept."""
-    from spikeloom.kernels.cpu.build import cache_dir
+    from spikeloom.kernels.cache import cache_dir
 
     folder = cache_dir()
     try:

@@ -1,22 +1,17 @@
-"""Compile C++ kernels at first use and keep them on disk.
-
-A library's file name is the hash of everything that decides its content: source, flags, compiler, processor. It is
-written under a temporary name and renamed into place, so two processes may build the same kernel at once; next to it
-lies its checksum, so a damaged file is noticed and rebuilt.
-"""
+"""Compile C++ kernels with the machine's compiler at first use; `kernels.cache` keeps them."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
+
+from spikeloom.kernels.cache import cache_dir, cached
 
 FLAGS = (
     "-std=c++17",
@@ -35,14 +30,6 @@ FLAGS = (
 
 class CompilerError(RuntimeError):
     """The machine's C++ compiler is missing or refused a kernel."""
-
-
-def cache_dir() -> Path:
-    """Folder of the compiled kernels: `$SPIKELOOM_CACHE`, else `spikeloom/` under the user's cache folder."""
-    if "SPIKELOOM_CACHE" in os.environ:
-        return Path(os.environ["SPIKELOOM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "spikeloom"
 
 
 @lru_cache(maxsize=1)
@@ -74,35 +61,17 @@ def load(source: str) -> ctypes.CDLL:
     if compiler() is None:
         raise CompilerError("no C++ compiler found; install one (Debian: apt-get install g++) or set CXX")
     identity = "\0".join([source, *FLAGS, _machine()])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    folder = cache_dir() / "cpu"
-    library = folder / f"{name}.so"
-    if not _intact(library):
-        folder.mkdir(parents=True, exist_ok=True)
-        _compile(source, library)
-    return ctypes.CDLL(str(library))
-
-
-def _intact(library: Path) -> bool:
-    checksum = library.with_suffix(".sha256")
-    if not (library.exists() and checksum.exists()):
-        return False
-    return checksum.read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    return ctypes.CDLL(str(cached("cpu", ".so", identity, lambda file: _compile(source, file))))
 
 
 def _compile(source: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        code, out = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
-        code.write_text(source)
-        command = [str(compiler()), *FLAGS, str(code), "-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            tail = "\n".join(done.stderr.splitlines()[-12:])
-            raise CompilerError(f"{' '.join(command[:1])} could not compile a kernel (exit {done.returncode}):\n{tail}")
-        checksum = Path(scratch) / "kernel.sha256"
-        checksum.write_text(hashlib.sha256(out.read_bytes()).hexdigest())
-        os.replace(out, library)
-        os.replace(checksum, library.with_suffix(".sha256"))
+    code = library.with_suffix(".cpp")
+    code.write_text(source)
+    command = [str(compiler()), *FLAGS, str(code), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        tail = "\n".join(done.stderr.splitlines()[-12:])
+        raise CompilerError(f"{command[0]} could not compile a kernel (exit {done.returncode}):\n{tail}")
 
 
 def probe() -> tuple[bool, str, str]:

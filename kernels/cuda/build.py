@@ -1,11 +1,18 @@
-"""Compile CUDA sources with NVRTC through CuPy (which caches the binaries on disk) and hand out kernels to launch."""
+"""Compile CUDA sources with NVRTC through CuPy and hand out kernels to launch; `kernels.cache` keeps the binaries.
+
+CuPy's `RawModule` would flush subnormal numbers to zero, which the reference does not, so its compiler is called below
+that level.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from spikeloom.kernels.cache import cached
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """No contraction into fused multiply-adds: the kernels round as the reference does."""
@@ -43,10 +50,13 @@ def function(source: str, name: str, device: int) -> tuple[int, object]:
     """
     module = cupy()
     try:
-        with module.cuda.Device(device):
-            raw = module.RawModule(code=source, options=OPTIONS, backend="nvrtc")
-            kernel = raw.get_function(name).kernel
-            return int(kernel.ptr), (raw, kernel)
+        with module.cuda.Device(device) as current:
+            identity = "\0".join([source, *OPTIONS, current.compute_capability, str(module.cuda.nvrtc.getVersion())])
+            binary = cached("cuda", ".cubin", identity, lambda file: _compile(source, file))
+            loaded = module.cuda.function.Module()
+            loaded.load(binary.read_bytes())
+            kernel = loaded.get_function(name)
+            return int(kernel.ptr), (loaded, kernel)
     except Exception as error:
         built = module.cuda.runtime.runtimeGetVersion()
         driver = module.cuda.runtime.driverGetVersion()
@@ -55,6 +65,11 @@ def function(source: str, name: str, device: int) -> tuple[int, object]:
             f"driver supports {driver // 1000}.{driver % 1000 // 10}, torch was built for {torch.version.cuda}; the "
             f"matching wheel is `pip install {wheel()}`"
         ) from error
+
+
+def _compile(source: str, binary: Path) -> None:
+    code, _ = cupy().cuda.compiler.compile_using_nvrtc(source, OPTIONS, None, "loom.cu")
+    binary.write_bytes(code)
 
 
 def probe() -> tuple[bool, str, str]:

@@ -36,13 +36,22 @@ LOOM_INLINE float loom_div(float a, const Divisor& d) {
 LOOM_INLINE double loom_div(double a, const Divisor& d) { return a / (double)d.b; }
 
 // For derived gradients, where the last bits do not decide a spike.
+LOOM_INLINE float loom_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+LOOM_INLINE float loom_quick_exp(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    return y;
+}
 LOOM_INLINE float loom_quick_div(float a, float b) { return __fdividef(a, b); }
 LOOM_INLINE double loom_quick_div(double a, double b) { return a / b; }
 LOOM_INLINE float loom_quick_div(float a, const Divisor& d) { return a * (float)d.y; }
 LOOM_INLINE double loom_quick_div(double a, const Divisor& d) { return a / (double)d.b; }
-LOOM_INLINE float loom_quick_exp(float x) { return __expf(x); }
 LOOM_INLINE double loom_quick_exp(double x) { return exp(x); }
-LOOM_INLINE float loom_quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+LOOM_INLINE float loom_quick_sigmoid(float x) { return loom_reciprocal(1.0f + loom_quick_exp(-x)); }
 LOOM_INLINE double loom_quick_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 LOOM_INLINE real loom_max(real a, real b) { return (a > b || a != a) ? a : b; }

@@ -254,11 +254,16 @@ def store_sums(plan: Plan, sums: Sequence[Tensor | None], params: Sequence[Tenso
     """Add up partial sums and write them to the gradients `targets` of the last parameters, `params`."""
     free = iter(targets)
     for where, partial, like in zip(plan.maps[len(plan.maps) - len(params) :], sums, params, strict=True):
-        if partial is not None:
-            total = (
-                partial.sum() if where.count == 1 else partial.view(-1, where.count, plan.sum_width(where)).sum((0, 2))
-            )
-            next(free).copy_(where.gradient(total, like))
+        if partial is None:
+            continue
+        target = next(free)
+        if plan.empty:
+            target.zero_()
+        elif where.count == 1:
+            target.copy_(where.gradient(partial.sum(), like))
+        else:
+            total = partial.view(-1, where.count, plan.sum_width(where)).sum((0, 2))
+            target.copy_(where.gradient(total, like))
 
 
 def _fit(grad: Tensor, strides: tuple[int, ...]) -> Tensor:

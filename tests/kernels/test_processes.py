@@ -44,6 +44,7 @@ def in_a_forked_child(work: Callable[[], bytes]) -> bytes:
         return stream.read()
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork.* may lead to deadlocks:DeprecationWarning")
 def test_a_forked_child_runs_kernels_although_the_parent_ran_them_on_threads(generator: torch.Generator) -> None:
     x = 2.0 * torch.rand((40, 5000), generator=generator)
     leaf = x.clone().requires_grad_()
@@ -125,8 +126,9 @@ from spikeloom.neurons import LIF, PLIF
 
 rank, device, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 if device == "cuda":
-    device = f"cuda:{rank % torch.cuda.device_count()}"
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    device = f"cuda:{rank}"
+    torch.cuda.set_device(device)
+dist.init_process_group("gloo" if device == "cpu" else "nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 group = dist.group.WORLD
 torch.manual_seed(0)
 
@@ -197,6 +199,8 @@ print("agreed")
 
 def test_two_processes_train_as_one(tmp_path: Path, device: str) -> None:
     """DistributedDataParallel around neurons; BatchNorm statistics shared as SyncBatchNorm does, also by unequal parts."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PAIR]
     both = [
