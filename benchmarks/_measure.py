@@ -49,6 +49,8 @@ def measure(case: Case, run: Run) -> list[dict[str, Any]]:
     rows = []
     for part in (FORWARD, TRAIN):
         passes = {i.name: Pass(i, x, part == TRAIN) for i in (mine, *others)}
+        # Captured before any peer keeps a graph of x alive, which would tie x's gradient to another stream.
+        graph = _graph_times(passes[mine.name], run) if _wants_graph(case, part, run) else None
         jobs = [Job(name, p.prepare, p.call, p.implementation.compiles) for name, p in passes.items()]
         outcomes = race(jobs, run.device, run.repetitions)
         measured = {name: outcome.as_json() for name, outcome in outcomes.items()}
@@ -57,11 +59,15 @@ def measure(case: Case, run: Run) -> list[dict[str, Any]]:
                 measured[name] |= {} if outcomes[name].failure else _memory(step, run.device)
         row = _row(case, part, run) | {"ours": measured.pop(mine.name)}
         row["peers"] = {name: {"failure": why} for name, why in failures.items()} | measured
-        if part == TRAIN and case.normed and run.device.type == "cuda" and "failure" not in row["ours"]:
-            row["graph"] = _graph_times(passes[mine.name], run)
+        if graph is not None:
+            row["graph"] = graph
         _judge(case, part, row, run)
         rows.append(row)
     return rows
+
+
+def _wants_graph(case: Case, part: str, run: Run) -> bool:
+    return part == TRAIN and case.normed and run.device.type == "cuda"
 
 
 def _row(case: Case, part: str, run: Run) -> dict[str, Any]:

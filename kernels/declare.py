@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spikeloom.kernels.program import Program, Rest, record
@@ -86,6 +87,7 @@ class Step:
         runtime = {n: v if isinstance(v, Tensor) else float(v) for n, v in merged.items() if _is_runtime(v)}
         return runtime, {n: v for n, v in merged.items() if not _is_runtime(v)}
 
+    @torch.compiler.assume_constant_result
     def program(self, structure: Mapping[str, Any]) -> Program:
         """The recorded step for structural parameters; the other parameters become run-time leaves."""
         key = tuple((n, structure[n]) for n in self.defaults if n in structure)

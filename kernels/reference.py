@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from spikeloom.kernels import layout
 from spikeloom.kernels.program import Program
 
 
@@ -35,7 +36,7 @@ def run(
     first = inputs[0]
     real = arithmetic(first.dtype)
     held = {
-        name: p.to(real) if isinstance(p, Tensor) else torch.tensor(p, dtype=real, device=first.device)
+        name: _fitted(p, first.shape).to(real) if isinstance(p, Tensor) else torch.tensor(p, dtype=real, device=first.device)
         for name, p in params.items()
     }
     shape = first.shape[1:]
@@ -50,3 +51,9 @@ def run(
             kept.append(torch.as_tensor(value, device=first.device).to(first.dtype).expand(shape))
         now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs) :]]
     return [torch.stack(kept) for kept in outputs], now
+
+
+def _fitted(param: Tensor, shape: Sequence[int]) -> Tensor:
+    """A parameter that broadcasts against the neuron axes, or the error that kernels raise (`layout.param_map`)."""
+    layout.param_map(tuple(param.shape), tuple(shape), tuple(range(1, len(shape))))
+    return param.reshape(()) if param.numel() == 1 else param

@@ -88,6 +88,9 @@ def prepare(
     return Call(xs, states, tensors, scalars, kinds, every, choose(backend, xs[0].device.type))
 
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 def _checked_inputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     if len(inputs) != len(program.inputs):
         raise TypeError(
@@ -97,7 +100,7 @@ def _checked_inputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     for name, x in zip(program.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"{program.name}: {name} must be a torch tensor [T, *neurons], got {type(x).__name__}")
-        if not x.is_floating_point():
+        if x.dtype not in _DTYPES:
             raise TypeError(
                 f"{program.name}: {name} has dtype {x.dtype}; neurons take float32, float64, float16 or "
                 f"bfloat16 (convert with {name}.float())"

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from spikeloom.kernels import detach, spike, step, where
 from spikeloom.kernels.norm import norm_weave
 from spikeloom.kernels.norm.programs import fused
-from spikeloom.neurons import LIF, PLIF, Neuron
+from spikeloom.neurons import LIF, PLIF, Neuron, functional
 
 
 @step(state={"v": 0.0})
@@ -124,16 +124,19 @@ def test_compiled_in_one_graph(device: str, backend: str) -> None:
         same_values_and_gradients(net, compiled, net, tensor(device, steps, 3, 7), tensor(device, 3, 5))
 
 
-@pytest.mark.xfail(strict=True, reason="recording a new structure inside a graph: dynamo cannot trace hashlib")
-def test_a_step_is_recorded_inside_a_graph(device: str) -> None:
+def test_a_new_structure_inside_a_graph_is_recorded_on_the_spot(device: str) -> None:
     torch._dynamo.reset()
 
     @step(state={"v": 0.0})
-    def fresh(x: Any, v: Any) -> Any:
-        return x + v, 0.5 * v + x
+    def fresh(x: Any, v: Any, *, soft: Any = True, tau: Any = 2.0) -> Any:
+        return (x + v) / tau, 0.5 * v + x if soft else x
 
+    compiled = torch.compile(lambda x, soft: fresh(x, soft=soft, tau=3.0)[0], fullgraph=True, backend="eager")
     x = tensor(device, 3, 4)
-    assert torch.equal(torch.compile(fresh, fullgraph=True, backend="eager")(x)[0], fresh(x)[0])
+    for soft in (True, False, True):
+        assert torch.equal(compiled(x, soft), fresh(x, soft=soft, tau=3.0)[0])
+    neuron = torch.compile(lambda x: functional.lif(x, alpha=1.25, surrogate="gaussian"), fullgraph=True, backend="eager")
+    assert torch.equal(neuron(x)[0], functional.lif(x, alpha=1.25, surrogate="gaussian")[0])
 
 
 def test_compiled_with_dynamic_shapes_once_for_all_batches(device: str) -> None:
