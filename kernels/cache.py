@@ -1,7 +1,7 @@
 """Compiled kernels on disk.
 
-A file is named by the hash of everything that decides its content. It is written under a temporary name and renamed into
-place, so two processes may build the same kernel at once; next to it lies its checksum, so a damaged file is noticed and
+A file is named by the hash of everything that decides its content. It is written under a temporary name and renamed,
+so two processes may build the same kernel at once; next to it lies its checksum, so a damaged file is noticed and
 built again.
 """
 

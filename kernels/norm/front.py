@@ -48,7 +48,7 @@ def norm_weave(
         Outputs, final states, and the statistics [6, C]: mean, biased variance, scale, shift, count, unbiased variance.
     """
     y = inputs[0]
-    if y.dim() >= 3 and y.numel() // y.shape[2] == 1:
+    if y.dim() >= 3 and y.numel() // max(y.shape[2], 1) < 2:
         raise ValueError(
             f"BatchNorm in training needs more than one value per channel, got an input of shape "
             f"{list(y.shape)}; use a larger batch or evaluation mode"

@@ -76,9 +76,13 @@ class Loom:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             results = [*outputs, *states]
             if backward:
-                reached = [(r, g) for r, g in zip(results, cotangents(results, only, ones), strict=True) if r.requires_grad]
+                reached = [
+                    (r, g) for r, g in zip(results, cotangents(results, only, ones), strict=True) if r.requires_grad
+                ]
                 torch.autograd.backward(*zip(*reached, strict=True))
-        found = {n: t.grad.cpu() if t.grad is not None else torch.zeros_like(t, device="cpu") for n, t in leaves.items()}
+        found = {
+            n: t.grad.cpu() if t.grad is not None else torch.zeros_like(t, device="cpu") for n, t in leaves.items()
+        }
         return Run([o.detach().cpu() for o in outputs], [s.detach().cpu() for s in states], found)
 
     def agree(

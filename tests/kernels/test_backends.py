@@ -55,7 +55,9 @@ def test_the_reference_is_always_there() -> None:
 
 
 def test_a_device_without_kernels_gets_the_reference_and_one_warning(undecided: pytest.MonkeyPatch) -> None:
-    with pytest.warns(RuntimeWarning, match="plain PyTorch .slow. on xpu: there are no kernels for xpu devices") as caught:
+    with pytest.warns(
+        RuntimeWarning, match="plain PyTorch .slow. on xpu: there are no kernels for xpu devices"
+    ) as caught:
         assert [backends.choose("auto", "xpu") for _ in range(3)] == ["reference"] * 3
     assert len(caught) == 1
 
@@ -104,7 +106,13 @@ def test_a_cupy_of_another_cuda_version_says_all_three_versions(with_device: pyt
     with_device.setattr(torch.version, "cuda", "12.4")
     with pytest.raises(backends.BackendError) as caught:
         backends.choose("cuda", "cuda")
-    for said in ("UNSUPPORTED_PTX", "runtime is 13.0", "driver supports 12.4", "built for 12.4", "pip install cupy-cuda12x"):
+    for said in (
+        "UNSUPPORTED_PTX",
+        "runtime is 13.0",
+        "driver supports 12.4",
+        "built for 12.4",
+        "pip install cupy-cuda12x",
+    ):
         assert said in str(caught.value)
 
 

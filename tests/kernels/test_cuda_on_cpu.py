@@ -1,8 +1,8 @@
 """The generated CUDA kernels, compiled as C++ and run thread by thread on the CPU, against the reference.
 
-Not a replacement for the tests on a GPU: rounding of exp, division and half numbers is the CPU's here. But the walk over
-lanes and steps, vectors, checkpoints, parameter sums and the packing of arguments are all in the generated source and in
-`cuda/run.py`, and run here as they are, on any machine.
+Not a replacement for the tests on a GPU: rounding of exp, division and half numbers is the CPU's here. But the walk
+over lanes and steps, vectors, checkpoints, parameter sums and the packing of arguments are all in the generated source
+and in `cuda/run.py`, and run here as they are, on any machine.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
     choose(0)
-    yield choose
+    return choose
 
 
 @pytest.fixture(params=["cpu"])
@@ -197,4 +197,3 @@ def test_the_parts_of_the_fused_normalisation(
     assert len(run._plans) == 4
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-

@@ -70,8 +70,11 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Sour
         run._plans.clear()
         kinds = kinds or "s" * len(program.params)
         x = torch.empty(shape, dtype=dtype, device="meta")
-        params = [x.new_empty((shape[2], *[1] * (len(shape) - 3)) if k == "c" else (), dtype=torch.float32)
-                  for k in kinds if k != "s"]
+        params = [
+            x.new_empty((shape[2], *[1] * (len(shape) - 3)) if k == "c" else (), dtype=torch.float32)
+            for k in kinds
+            if k != "s"
+        ]
         call = f"{program.key}|{kinds.replace('c', 't')}"
         scalars = [1.0] * kinds.count("s")
         every = 16 if shape[0] > 16 and program.states else 0
@@ -87,7 +90,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Sour
         name = f"{program.name} {'backward' if backward else 'forward'} {list(shape)} {str(dtype)[6:]} {kinds}"
         return [Source(name, texts.pop())]
 
-    yield captured
+    return captured
 
 
 def compiled(sources: list[Source], folder: Path) -> dict[str, int]:

@@ -126,7 +126,7 @@ extern "C" void divide(const float* a, const float* b, float* to, int64_t n) {{
 
 
 def test_prepared_division_of_the_cuda_kernels_is_correctly_rounded(generator: torch.Generator) -> None:
-    """The same lines compiled for the CPU: a / b by a reciprocal and two fused multiply-adds, against true quotients."""
+    """The same lines, compiled for the CPU: a reciprocal and two fused multiply-adds give the true quotient."""
     from spikeloom.kernels.cpu import build
 
     text = PRELUDE.read_text()

@@ -90,7 +90,7 @@ PIECEWISE: dict[str, Operation] = {
     "a where detach(spike(a)) else c": lambda a, b, c: where(detach(spike(a, "triangle")), a, c),
 }
 OPERATIONS = ARITHMETIC | PIECEWISE | TRANSCENDENTAL
-SMOOTH = [name for name in ARITHMETIC | TRANSCENDENTAL]
+SMOOTH = list(ARITHMETIC | TRANSCENDENTAL)
 ULPS = {torch.float32: 1e-6, torch.float64: 2e-15}
 """Some units in the last place: exp, log and tanh of two libraries differ by one or two, a product of three by more."""
 
@@ -160,7 +160,7 @@ CORNERS: list[tuple[str, list[float], list[float], list[float]]] = [
     ("clamp(a, -0.5, 0.5)", [-0.75, -0.5, 0.0, 0.5, 0.75], [-0.5, -0.5, 0.0, 0.5, 0.5], [0.0, 1.0, 1.0, 1.0, 0.0]),
     ("round(3 a)", [-2.5 / 3, -0.5, 0.5 / 3, 0.5, 2.5 / 3], [-2.0, -2.0, 0.0, 2.0, 2.0], [3.0] * 5),
     ("floor(3 a)", [-1.0, -0.1, 0.0, 0.9], [-3.0, -1.0, 0.0, 2.0], [3.0] * 4),
-    ("spike(a - c)", [-0.5, -2.0**-30, 0.0, -0.0, 0.5], [0.0, 0.0, 1.0, 1.0, 1.0], [0.375, 0.5, 0.5, 0.5, 0.375]),
+    ("spike(a - c)", [-0.5, -(2.0**-30), 0.0, -0.0, 0.5], [0.0, 0.0, 1.0, 1.0, 1.0], [0.375, 0.5, 0.5, 0.5, 0.375]),
     ("b detach(a)", [-1.0, 2.0], [-1.0, 2.0], [0.0, 0.0]),
 ]
 """Operation, a (b = 1, c = 0), value, gradient of a: worked out by hand. Ties share equally; limits pass; |0| has slope

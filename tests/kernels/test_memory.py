@@ -1,4 +1,4 @@
-"""Time steps, memory layouts, storage types; what is saved for backward; nothing is copied and nothing left unwritten."""
+"""Time steps, memory layouts, storage types; what is saved for backward; no copies, and nothing left unwritten."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ DENSE = {
     "neurons reversed": lambda x: x.permute(0, 4, 3, 2, 1).contiguous().permute(0, 4, 3, 2, 1),
     "from the second step": lambda x: torch.cat([x[:1], x])[1:],
     "at an odd address": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-    "channels last at an odd address": lambda x: torch.cat([x.new_zeros(3), x.movedim(2, -1).flatten()])[3:]
-    .view(x.movedim(2, -1).shape)
-    .movedim(-1, 2),
+    "channels last at an odd address": lambda x: (
+        torch.cat([x.new_zeros(3), x.movedim(2, -1).flatten()])[3:].view(x.movedim(2, -1).shape).movedim(-1, 2)
+    ),
 }
 """[T, B, C, H, W] without gaps, in different orders of axes and at different addresses."""
 
@@ -189,7 +189,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
         return result
 
     monkeypatch.setattr(layout, "in_order", watched)
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("steps", [1, 5, 18])
@@ -209,7 +209,9 @@ def test_dense_layouts_are_read_where_they_lie(
         assert sorted(range(4), key=v.stride().__getitem__) == sorted(range(4), key=x[0].stride().__getitem__)
 
 
-@pytest.mark.parametrize("neurons", [(1, 7), (7, 1), (1, 1, 7), (3, 1, 7), (3, 7, 1, 1), (1, 3, 1, 1), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "neurons", [(1, 7), (7, 1), (1, 1, 7), (3, 1, 7), (3, 7, 1, 1), (1, 3, 1, 1), (1,), (1, 1)], ids=str
+)
 def test_axes_of_size_one_cost_no_copy(
     loom: Any, generator: torch.Generator, copies: list[tuple[int, ...]], neurons: tuple[int, ...]
 ) -> None:

@@ -1,4 +1,4 @@
-"""BatchNorm -> (+ residual) -> neuron as one kernel: against torch's batch_norm, an addition and the reference neuron."""
+"""BatchNorm -> (+ residual) -> neuron in one kernel: against torch's batch_norm, an addition, the reference neuron."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ class Case:
         ]
         torch.autograd.backward(results, cotangents)
         slopes = {n: t.grad.cpu() for n, t in on.items()}
-        return Found([o.detach().cpu() for o in outputs], [e.detach().cpu() for e in ends], [r.cpu() for r in running], slopes)
+        return Found(
+            [o.detach().cpu() for o in outputs], [e.detach().cpu() for e in ends], [r.cpu() for r in running], slopes
+        )
 
 
 def case(
@@ -165,14 +167,23 @@ CASES = {
     "plain": case(parametric, (4, 3, 5, 6, 7)),
     "one step": case(parametric, (1, 3, 5, 7), emit=True),
     "residual": case(parametric, (4, 3, 5, 6, 7), residual=True, w=torch.tensor(0.3)),
-    "residual, sum emitted": case(parametric, (4, 3, 5, 7), residual=True, emit=True, w=torch.linspace(-1.0, 1.0, 5)[:, None]),
+    "residual, sum emitted": case(
+        parametric, (4, 3, 5, 7), residual=True, emit=True, w=torch.linspace(-1.0, 1.0, 5)[:, None]
+    ),
     "sum emitted, initial state": case(parametric, (4, 7, 5), emit=True, state=True, v_rest=torch.zeros(5)),
     "channels last, many steps": case(
-        parametric, (37, 2, 5, 3, 7), channels_last=True, residual=True, state=True, v_rest=torch.linspace(0.0, 0.2, 7)[None]
+        parametric,
+        (37, 2, 5, 3, 7),
+        channels_last=True,
+        residual=True,
+        state=True,
+        v_rest=torch.linspace(0.0, 0.2, 7)[None],
     ),
     "many steps, sum emitted": case(parametric, (20, 2, 5, 7), emit=True, w=torch.tensor([[0.2]])),
     "two inputs, two states": case(gated, (18, 2, 5, 7), residual=True, emit=True, tau=torch.tensor(2.5)),
-    "two inputs, channels last": case(gated, (4, 2, 5, 3, 3), channels_last=True, state=True, tau=torch.linspace(1.5, 2.5, 15).view(5, 3, 1)),
+    "two inputs, channels last": case(
+        gated, (4, 2, 5, 3, 3), channels_last=True, state=True, tau=torch.linspace(1.5, 2.5, 15).view(5, 3, 1)
+    ),
     "one channel": case(parametric, (4, 33, 1, 7), residual=True),
     "more channels than neurons of one": case(parametric, (4, 1, 65), emit=True),
 }
@@ -191,9 +202,7 @@ def test_in_float64_it_is_batch_norm_addition_and_neuron(loom: Any, nan_memory: 
     [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True), (torch.float16, False)],
     ids=str,
 )
-def test_in_shorter_types(
-    loom: Any, nan_memory: None, dtype: torch.dtype, residual: bool, channels_last: bool
-) -> None:
+def test_in_shorter_types(loom: Any, nan_memory: None, dtype: torch.dtype, residual: bool, channels_last: bool) -> None:
     """Against the fused reference, which reads and rounds the same half numbers."""
     given = case(
         parametric,
@@ -289,9 +298,10 @@ def test_a_constant_channel_has_variance_zero(device: str) -> None:
     assert stats[1].tolist() == [0.0, 0.0]
 
 
-def test_one_value_per_channel_is_refused(device: str) -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 3), (4, 0, 3), (4, 2, 3, 0)], ids=str)
+def test_less_than_two_values_per_channel_are_refused(device: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
-        statistics(device, torch.zeros(1, 1, 3))
+        statistics(device, torch.zeros(shape))
 
 
 def test_the_sum_is_emitted_as_the_neuron_saw_it(loom: Any) -> None:

@@ -39,7 +39,9 @@ def leaves(device: str, *shapes: tuple[int, ...]) -> list[Tensor]:
     return [tensor(device, *shape).requires_grad_() for shape in shapes]
 
 
-opcheck_reads_gradients = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+opcheck_reads_gradients = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
 """opcheck itself looks at `.grad` of the operator's results."""
 
 
@@ -72,9 +74,7 @@ def test_opcheck_norm_weave(device: str) -> None:
 
 
 def test_opcheck_norm_weave_backward(device: str) -> None:
-    y, g, v, tau, stats = (
-        t.detach() for t in leaves(device, (3, 2, 4, 5), (3, 2, 4, 5), (2, 4, 5), (4, 1), (6, 4))
-    )
+    y, g, v, tau, stats = (t.detach() for t in leaves(device, (3, 2, 4, 5), (3, 2, 4, 5), (2, 4, 5), (4, 1), (6, 4)))
     backward = torch.ops.spikeloom.norm_weave_backward.default
     for mask in ("111:1111", "101:1000", "010:0101"):
         grads = [t for t, flag in zip((g, g, v), mask, strict=False) if flag == "1"]
@@ -94,7 +94,9 @@ class Layer(nn.Module):
         return y, v
 
 
-def same_values_and_gradients(one: Callable[..., Any], other: Callable[..., Any], net: nn.Module, *given: Tensor) -> None:
+def same_values_and_gradients(
+    one: Callable[..., Any], other: Callable[..., Any], net: nn.Module, *given: Tensor
+) -> None:
     """Equal outputs, bit for bit, and gradients equal up to the order of torch's own sums."""
     found = []
     for call in (one, other):
@@ -113,9 +115,7 @@ def same_values_and_gradients(one: Callable[..., Any], other: Callable[..., Any]
     assert all(g.any() for g in slopes), "no gradient arrives, so this tests nothing"
 
 
-@pytest.mark.parametrize(
-    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_in_one_graph(device: str, backend: str) -> None:
     torch._dynamo.reset()
     net = Layer().to(device)
@@ -135,7 +135,9 @@ def test_a_new_structure_inside_a_graph_is_recorded_on_the_spot(device: str) -> 
     x = tensor(device, 3, 4)
     for soft in (True, False, True):
         assert torch.equal(compiled(x, soft), fresh(x, soft=soft, tau=3.0)[0])
-    neuron = torch.compile(lambda x: functional.lif(x, alpha=1.25, surrogate="gaussian"), fullgraph=True, backend="eager")
+    neuron = torch.compile(
+        lambda x: functional.lif(x, alpha=1.25, surrogate="gaussian"), fullgraph=True, backend="eager"
+    )
     assert torch.equal(neuron(x)[0], functional.lif(x, alpha=1.25, surrogate="gaussian")[0])
 
 
@@ -258,9 +260,9 @@ def test_a_second_derivative_of_a_normalised_neuron_is_refused(device: str) -> N
 
 def test_vmap_and_functional_gradients_say_that_they_do_not_work(device: str) -> None:
     x = tensor(device, 2, 4, 3)
-    with pytest.raises(RuntimeError, match="[Bb]atching rule not implemented for spikeloom::weave"):
+    with pytest.raises(RuntimeError, match=r"[Bb]atching rule not implemented for spikeloom::weave"):
         torch.vmap(LIF())(x)
-    with pytest.raises(RuntimeError, match="functorch|setup_context"):
+    with pytest.raises(RuntimeError, match=r"functorch|setup_context"):
         torch.func.grad(lambda x: LIF()(x).sum())(x)
 
 
@@ -302,6 +304,16 @@ def test_an_operator_called_for_a_step_that_was_not_recorded_says_so(device: str
     x = tensor(device, 4, 3)
     with pytest.raises(KeyError, match="no step function with key 'nothing' was recorded"):
         torch.ops.spikeloom.weave([x], [], [], [], "nothing|", 0, False)
+
+
+@pytest.mark.parametrize(("steps", "every"), [(20, 0), (20, 8), (40, 32)])
+def test_checkpoints_at_another_distance_than_the_kernels_are_refused(device: str, steps: int, every: int) -> None:
+    """Backward would read beyond its buffers: it holds the states of 16 steps."""
+    x = tensor(device, steps, 3)
+    kept = [x.new_zeros(1, (steps - 1) // every, 3)] if every else []
+    arguments = ([x], [x], [], [], kept, [2.0, 1.5], f"{PROGRAM.key}|ss", every, "10:10")
+    with pytest.raises(ValueError, match=rf"T = {steps} steps needs the state kept every 16 steps"):
+        torch.ops.spikeloom.weave_backward(*arguments)
 
 
 @pytest.mark.gpu

@@ -128,7 +128,8 @@ rank, device, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 if device == "cuda":
     device = f"cuda:{rank}"
     torch.cuda.set_device(device)
-dist.init_process_group("gloo" if device == "cpu" else "nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+network = "gloo" if device == "cpu" else "nccl"
+dist.init_process_group(network, init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 group = dist.group.WORLD
 torch.manual_seed(0)
 
@@ -159,7 +160,8 @@ def shared_statistics(dtype, steps, shares, residual):
     def run(rows, group):
         inputs = leaves(*([y[:, rows], r[:, rows]] if residual else [y[:, rows]]))
         w, b = leaves(weight.to(torch.float32 if dtype != torch.float64 else dtype), bias.to(dtype))
-        running = Running(torch.zeros(4, device=device), torch.ones(4, device=device), torch.tensor(0, device=device), 0.1)
+        buffers = (t.to(device) for t in (torch.zeros(4), torch.ones(4), torch.tensor(0)))
+        running = Running(*buffers, 0.1)
         neuron.zero_grad()
         (s, u), _, stats = norm_weave(program, inputs, neuron.runtime(), w, b, eps=1e-5, group=group, running=running)
         g = cotangent[:, rows].to(device)
@@ -198,7 +200,7 @@ print("agreed")
 
 
 def test_two_processes_train_as_one(tmp_path: Path, device: str) -> None:
-    """DistributedDataParallel around neurons; BatchNorm statistics shared as SyncBatchNorm does, also by unequal parts."""
+    """DistributedDataParallel around neurons; statistics shared as SyncBatchNorm does, also by unequal parts."""
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("one GPU only")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -220,5 +222,3 @@ def test_two_processes_train_as_one(tmp_path: Path, device: str) -> None:
     finally:
         for process in both:
             process.kill()
-
-

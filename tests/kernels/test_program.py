@@ -28,12 +28,12 @@ def counts(adds: int, multiplies: int, divides: int, compares: int, transcendent
 
 
 def test_operations_of_a_lif_with_soft_reset_counted_by_hand() -> None:
-    """h = v + (x - v) / tau: 2 adds, 1 divide. s: h - v_threshold, compare. v = h - s v_threshold: 1 add, 1 multiply."""
+    """h = v + (x - v) / tau: 2 adds, 1 divide. s: 1 add, 1 compare. v = h - s v_threshold: 1 add, 1 multiply."""
     assert counted(functional.lif, v_reset=None) == counts(adds=4, multiplies=1, divides=1, compares=1)
 
 
 def test_operations_of_a_lif_with_attached_hard_reset_counted_by_hand() -> None:
-    """h = v + (x - (v - v_reset)) / tau: 3 adds, 1 divide. s: 1 add, compare. (1 - s) h + s v_reset: 2 adds, 2 multiplies."""
+    """h = v + (x - (v - v_reset)) / tau: 3 adds, 1 divide. s: 1 add, 1 compare. (1 - s) h + s v_reset: 2 and 2."""
     assert counted(functional.lif, detach_reset=False) == counts(adds=6, multiplies=2, divides=1, compares=1)
 
 

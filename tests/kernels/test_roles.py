@@ -53,7 +53,9 @@ def ordered(x: torch.Tensor, order: str) -> torch.Tensor:
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
 def test_parameters_that_do_not_lie_gapless_in_memory(loom: Any, generator: torch.Generator, layout: str) -> None:
     whole = torch.rand((2 * W, 2 * H), generator=generator)
-    a = {"transposed": whole[:W, :H].t(), "strided": whole.t()[::2, ::2], "expanded": whole[:1, :1].expand(H, W)}[layout]
+    a = {"transposed": whole[:W, :H].t(), "strided": whole.t()[::2, ::2], "expanded": whole[:1, :1].expand(H, W)}[
+        layout
+    ]
     assert a.shape == (H, W)
     assert not a.is_contiguous()
     loom.agree(pair, inputs(generator, T, B, C, H, W), {"a": a, "b": 1.3, "v_rest": torch.tensor(0.05)})
@@ -74,9 +76,7 @@ def test_gradient_of_a_parameter_sums_over_many_lanes_and_steps(loom: Any, gener
     """More lanes than one block or one thread owns; the sum must not lose what a float32 running sum would lose."""
     given = inputs(generator, 20, 37, 3, 301)
     values = {"a": torch.full((3, 1), 0.7), "b": torch.tensor(1.3), "v_rest": torch.rand((37, 1, 301)) / 4}
-    exact = loom.run(
-        pair, [x.double() for x in given], {n: p.double() for n, p in values.items()}, backend="reference"
-    )
+    exact = loom.run(pair, [x.double() for x in given], {n: p.double() for n, p in values.items()}, backend="reference")
     got = loom.run(pair, given, values)
     assert (exact.outputs[0] != got.outputs[0]).sum() < 30, "float32 and float64 membranes part company"
     for name in values:
@@ -85,7 +85,9 @@ def test_gradient_of_a_parameter_sums_over_many_lanes_and_steps(loom: Any, gener
     assert all(torch.equal(got.gradients[n], again.gradients[n]) for n in got.gradients), "not the same bits every run"
 
 
-def test_a_number_may_change_without_compiling(loom: Any, generator: torch.Generator, compiled: Callable[[], int]) -> None:
+def test_a_number_may_change_without_compiling(
+    loom: Any, generator: torch.Generator, compiled: Callable[[], int]
+) -> None:
     given = inputs(generator, T, 7)
     loom.agree(pair, given, {"a": 0.3, "b": 1.5})
     before = compiled()
@@ -98,7 +100,9 @@ def test_a_number_may_change_without_compiling(loom: Any, generator: torch.Gener
 def test_numbers_and_single_tensors_give_the_same_bits(loom: Any, generator: torch.Generator) -> None:
     given = inputs(generator, T, 7)
     numbers = loom.run(pair, given, {"a": 0.37, "b": 1.9, "v_rest": 0.05})
-    tensors = loom.run(pair, given, {"a": torch.tensor(0.37), "b": torch.tensor([1.9]), "v_rest": torch.full((7,), 0.05)})
+    tensors = loom.run(
+        pair, given, {"a": torch.tensor(0.37), "b": torch.tensor([1.9]), "v_rest": torch.full((7,), 0.05)}
+    )
     assert all(torch.equal(x, y) for x, y in zip(numbers.states, tensors.states, strict=True))
     assert torch.equal(numbers.outputs[1], tensors.outputs[1])
 
@@ -149,7 +153,13 @@ def test_gradients_arrive_from_any_subset_of_the_results(loom: Any, generator: t
     for which in range(4):
         loom.agree(pair, given, {"a": torch.tensor(0.8)}, [torch.zeros(7), torch.ones(7)], only=which)
     x, z = (t.to(loom.device).requires_grad_() for t in given)
-    for reach in (lambda o, s: o[0], lambda o, s: o[1], lambda o, s: s[0], lambda o, s: s[1] * 2.0, lambda o, s: o[0] + o[1]):
+    for reach in (
+        lambda o, s: o[0],
+        lambda o, s: o[1],
+        lambda o, s: s[0],
+        lambda o, s: s[1] * 2.0,
+        lambda o, s: o[0] + o[1],
+    ):
         grads = []
         for backend in (loom.device, "reference"):
             outputs, ends = pair(x, z, backend=backend)

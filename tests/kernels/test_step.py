@@ -13,7 +13,9 @@ from spikeloom.kernels.backends import BACKENDS
 
 
 @step(state={"v": "v_reset", "rest": 0.0})
-def refractory(x: Any, v: Any, rest: Any, *, tau: Any = 2.0, v_threshold: Any = 1.0, v_reset: Any = 0.0, pause: Any) -> Any:
+def refractory(
+    x: Any, v: Any, rest: Any, *, tau: Any = 2.0, v_threshold: Any = 1.0, v_reset: Any = 0.0, pause: Any
+) -> Any:
     """A LIF that pauses after a spike: ten lines, no backward written."""
     awake = rest <= 0.0
     h = where(awake, v + (x - v) / tau, v_reset)
@@ -83,7 +85,9 @@ def test_a_wrong_number_of_inputs_is_counted(x: torch.Tensor, backend: str) -> N
         (lambda x: x[:0], ValueError, r"T = 0 time steps \(shape \[0, 2, 3\]\); T must be >= 1"),
     ],
 )
-def test_an_input_that_cannot_be(x: torch.Tensor, backend: str, wrong: Any, error: type[Exception], message: str) -> None:
+def test_an_input_that_cannot_be(
+    x: torch.Tensor, backend: str, wrong: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         refractory(wrong(x), pause=1.0, backend=backend)
 
@@ -93,7 +97,9 @@ def test_inputs_of_different_shapes_or_devices(x: torch.Tensor, backend: str) ->
     def product(a: Any, b: Any) -> Any:
         return a * b
 
-    with pytest.raises(ValueError, match=r"product: b has shape \[4, 2, 1\] but a has \[4, 2, 3\]; all inputs must have"):
+    with pytest.raises(
+        ValueError, match=r"product: b has shape \[4, 2, 1\] but a has \[4, 2, 3\]; all inputs must have"
+    ):
         product(x, x[..., :1], backend=backend)
     with pytest.raises(ValueError, match=r"product: b is on meta but a is on (cpu|cuda:0)"):
         product(x, x.to("meta"), backend=backend)
@@ -105,7 +111,11 @@ def test_inputs_of_different_shapes_or_devices(x: torch.Tensor, backend: str) ->
         (lambda v: (v,), TypeError, r"state must be a tuple \(v, rest,\) of 2 tensor\(s\) \[\*neurons\], got 1 value"),
         (lambda v: (v, v, v), TypeError, r"got 3 value\(s\)"),
         (lambda v: torch.stack([v, v]), TypeError, "got one tensor"),
-        (lambda v: (v, v[:1]), ValueError, r"state rest has shape \[1, 3\] but the input \[4, 2, 3\] has neurons \[2, 3\]"),
+        (
+            lambda v: (v, v[:1]),
+            ValueError,
+            r"state rest has shape \[1, 3\] but the input \[4, 2, 3\] has neurons \[2, 3\]",
+        ),
         (lambda v: (v[None], v), ValueError, r"state v has shape \[1, 2, 3\].*one batch size: start from rest"),
         (lambda v: (v.to("meta"), v), ValueError, r"state v is on meta but the input is on .*; move it with state\.to"),
     ],
@@ -120,7 +130,9 @@ def test_a_state_that_does_not_fit(
 @pytest.mark.parametrize("shape", [(2,), (4, 2, 3), (1, 4, 2, 3), (2, 1, 3), (3, 3), (0,), (2, 0)], ids=str)
 def test_a_parameter_that_does_not_broadcast(x: torch.Tensor, backend: str, shape: tuple[int, ...]) -> None:
     wrong = torch.ones(shape, device=x.device)
-    with pytest.raises(ValueError, match=r"does not broadcast against the neuron axes \[2, 3\] .* has shape \[C, 1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"does not broadcast against the neuron axes \[2, 3\] .* has shape \[C, 1, 1\]"
+    ):
         refractory(x, tau=wrong, pause=1.0, backend=backend)
 
 
@@ -142,7 +154,9 @@ def test_a_number_of_any_kind_is_a_number(x: torch.Tensor, backend: str, number:
 
 
 def test_an_unknown_backend_is_told_the_nearest_name(x: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"unknown backend 'refrence' \(did you mean 'reference'\?\); known: auto, ref"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'refrence' \(did you mean 'reference'\?\); known: auto, ref"
+    ):
         refractory(x, pause=1.0, backend="refrence")
     with pytest.raises(ValueError, match="unknown backend"):
         refractory(x, pause=1.0, backend="")
@@ -173,7 +187,9 @@ def test_a_branch_on_a_tensor_value() -> None:
 
 
 def test_too_few_results() -> None:
-    with pytest.raises(ValueError, match=r"'<lambda>' has 2 states \(v, w\) and must return its outputs .* returned 2 val"):
+    with pytest.raises(
+        ValueError, match=r"'<lambda>' has 2 states \(v, w\) and must return its outputs .* returned 2 val"
+    ):
         broken(lambda x, v, w: (v, w), {"v": 0.0, "w": 0.0})
     with pytest.raises(ValueError, match=r"has 1 states \(v\) .* returned 1 value"):
         broken(lambda x, v: x + v, {"v": 0.0})
@@ -204,7 +220,9 @@ def test_a_value_kept_from_another_recording() -> None:
 
 def test_something_that_is_no_number() -> None:
     for made in (lambda x: None, lambda x: (x, "s"), lambda x: [x, x]):
-        with pytest.raises(TypeError, match="a step function can compute with its arguments and Python numbers, not with"):
+        with pytest.raises(
+            TypeError, match="a step function can compute with its arguments and Python numbers, not with"
+        ):
             broken(made)
 
 

@@ -1,4 +1,4 @@
-"""Surrogate derivatives: against numbers worked out from the table in `kernels/surrogate.py`, and against SpikingJelly."""
+"""Surrogate derivatives: against numbers worked out from the table in `kernels/surrogate.py`, and SpikingJelly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ BY_HAND: dict[str, dict[tuple[float, float], float]] = {
         (-1.5, 2.0): 0.0625,  # 2 / (2 (1 + 3)^2)
         (1.0, 1.0): 0.125,
     },
-    "rectangle": {(0.0, 1.0): 1.0, (0.25, 1.0): 1.0, (0.5, 1.0): 0.0, (-0.5, 1.0): 0.0, (0.2, 2.0): 2.0, (0.3, 2.0): 0.0},
+    "rectangle": {
+        (0.0, 1.0): 1.0,
+        (0.25, 1.0): 1.0,
+        (0.5, 1.0): 0.0,
+        (-0.5, 1.0): 0.0,
+        (0.2, 2.0): 2.0,
+        (0.3, 2.0): 0.0,
+    },
     "gaussian": {
         (0.0, 2.0): 1.1283791670955126,  # 2 / sqrt(pi)
         (0.5, 2.0): 0.41510749742059466,  # the same / e
@@ -116,7 +123,9 @@ def test_the_same_as_spikingjelly(device: str, generator: torch.Generator, name:
 
 @pytest.mark.parametrize("name", sorted(SURROGATES))
 def test_the_kernel_in_float32_follows_the_formula(loom: Any, generator: torch.Generator, name: str) -> None:
-    u = torch.cat([torch.randn((3, 400), generator=generator), torch.tensor([[0.0, -0.0, 1e4, -1e4, 1e-30]]).repeat(3, 80)])
+    u = torch.cat(
+        [torch.randn((3, 400), generator=generator), torch.tensor([[0.0, -0.0, 1e4, -1e4, 1e-30]]).repeat(3, 80)]
+    )
     loom.agree(STEPS[name], [u], {"width": 2.3})
     loom.agree(STEPS[name], [u], {"width": torch.rand(400, generator=generator) + 0.5})
 

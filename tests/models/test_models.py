@@ -106,3 +106,9 @@ def test_wrong_frames_are_refused() -> None:
         model(torch.zeros(2, 2, 34, 34))
     with pytest.raises(ValueError, match=r"frames of shape \[2, 32, 32\]; it was built for \[2, 34, 34\]"):
         model(torch.zeros(T, B, 2, 32, 32))
+
+
+def test_compiles_without_graph_break(name: str) -> None:
+    model = build(name).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(frames()), model(frames()))
