@@ -18,7 +18,7 @@ TEST_READY := .venv/.stamp-test$(WITH:%=,%)
 .DEFAULT_GOAL := test
 
 train: $(TRAIN_READY)
-	OMP_WAIT_POLICY=passive $(BIN)/spikeloom train saccade_small $(ARGS)
+	$(BIN)/spikeloom train saccade_small $(ARGS)
 
 # Two workers of two threads each: passive waiting keeps the threads of one from spinning on the cores of the other.
 test: $(TEST_READY)

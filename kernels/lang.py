@@ -7,12 +7,17 @@ its closed interval, `floor` and `round` (half to even) are straight-through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikeloom.kernels.tape import Surrogate, Sym
+
+ARITHMETIC: ContextVar[torch.dtype] = ContextVar("arithmetic", default=torch.float64)
+"""Type of an operation on numbers alone inside a step function; the reference sets it to that of its states."""
 
 Value = Any
 """A tensor, a recording scalar or a Python number."""
@@ -38,48 +43,55 @@ def _tensor(value: Value, like: Tensor) -> Tensor:
 
 def _tensors(*values: Value) -> list[Tensor]:
     like = next((v for v in values if isinstance(v, Tensor) and v.dtype != torch.bool), None)
-    like = torch.zeros((), dtype=torch.float64) if like is None else like
+    like = torch.zeros((), dtype=ARITHMETIC.get()) if like is None else like
     return [_tensor(v, like) for v in values]
+
+
+def _compute(function: Callable[..., Tensor], *values: Value) -> Value:
+    """`function` of tensors; of numbers alone a number again, which mixes with tensors and recording scalars alike."""
+    if any(isinstance(v, Tensor) for v in values):
+        return function(*_tensors(*values))
+    return function(*(torch.tensor(v, dtype=torch.float64) for v in values)).item()
 
 
 def exp(x: Value) -> Value:
     """e to the power `x`. The last bit may differ between backends."""
-    return r if (r := record("exp", x)) is not None else torch.exp(*_tensors(x))
+    return r if (r := record("exp", x)) is not None else _compute(torch.exp, x)
 
 
 def log(x: Value) -> Value:
     """Natural logarithm. The last bit may differ between backends."""
-    return r if (r := record("log", x)) is not None else torch.log(*_tensors(x))
+    return r if (r := record("log", x)) is not None else _compute(torch.log, x)
 
 
 def sqrt(x: Value) -> Value:
     """Square root, correctly rounded."""
-    return r if (r := record("sqrt", x)) is not None else torch.sqrt(*_tensors(x))
+    return r if (r := record("sqrt", x)) is not None else _compute(torch.sqrt, x)
 
 
 def tanh(x: Value) -> Value:
     """Hyperbolic tangent. The last bit may differ between backends."""
-    return r if (r := record("tanh", x)) is not None else torch.tanh(*_tensors(x))
+    return r if (r := record("tanh", x)) is not None else _compute(torch.tanh, x)
 
 
 def sigmoid(x: Value) -> Value:
     """1 / (1 + exp(-x)). The last bits may differ between backends."""
-    return r if (r := record("sigmoid", x)) is not None else torch.sigmoid(*_tensors(x))
+    return r if (r := record("sigmoid", x)) is not None else _compute(torch.sigmoid, x)
 
 
 def absolute(x: Value) -> Value:
     """|x|; the derivative at 0 is 0."""
-    return r if (r := record("abs", x)) is not None else torch.abs(*_tensors(x))
+    return r if (r := record("abs", x)) is not None else _compute(torch.abs, x)
 
 
 def maximum(a: Value, b: Value) -> Value:
     """The larger of two; NaN if either is."""
-    return r if (r := record("max", a, b)) is not None else torch.maximum(*_tensors(a, b))
+    return r if (r := record("max", a, b)) is not None else _compute(torch.maximum, a, b)
 
 
 def minimum(a: Value, b: Value) -> Value:
     """The smaller of two; NaN if either is."""
-    return r if (r := record("min", a, b)) is not None else torch.minimum(*_tensors(a, b))
+    return r if (r := record("min", a, b)) is not None else _compute(torch.minimum, a, b)
 
 
 def clamp(x: Value, low: Value, high: Value) -> Value:
@@ -87,9 +99,10 @@ def clamp(x: Value, low: Value, high: Value) -> Value:
 
     Not torch.clamp, whose gradient at the limits differs between its versions.
     """
-    if (recorded := record("clamp", x, low, high)) is not None:
-        return recorded
-    x, low, high = _tensors(x, low, high)
+    return r if (r := record("clamp", x, low, high)) is not None else _compute(_clamp, x, low, high)
+
+
+def _clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     above = torch.where((x >= low) | x.isnan(), x, low)
     return torch.where((above <= high) | above.isnan(), above, high)
 
@@ -101,22 +114,22 @@ def where(condition: Value, a: Value, b: Value) -> Value:
         tape = anchor.tape
         cond = tape.lift(condition)
         if not cond.node.is_bool:
-            cond = cond != 0.0
+            cond = tape.add("nonzero", cond)
         return tape.add("where", cond, tape.lift(a), tape.lift(b))
-    a, b = _tensors(a, b)
     if isinstance(condition, (bool, int, float)):
         return a if condition else b
+    a, b = _tensors(a, b)
     return torch.where(condition if condition.dtype == torch.bool else condition.detach() != 0, a, b)
 
 
 def floor(x: Value) -> Value:
     """Largest integer not above `x`; straight-through gradient."""
-    return r if (r := record("floor", x)) is not None else _StraightThrough.apply(x, torch.floor)
+    return r if (r := record("floor", x)) is not None else _compute(lambda x: _StraightThrough.apply(x, torch.floor), x)
 
 
 def round(x: Value) -> Value:
     """Nearest integer, ties to even; straight-through gradient."""
-    return r if (r := record("round", x)) is not None else _StraightThrough.apply(x, torch.round)
+    return r if (r := record("round", x)) is not None else _compute(lambda x: _StraightThrough.apply(x, torch.round), x)
 
 
 def detach(x: Value) -> Value:

@@ -25,7 +25,7 @@ class Names:
 
     Attributes:
         kinds: one letter per parameter: s(calar by value), u(niform tensor), l(ane: one value per period entry).
-        leaf: leaf name on the tape -> C name.
+        leaf: leaf name on the tape -> C name; "@" marks an arriving gradient, so that no parameter can be called so.
         at: parameters inside a loop over the lanes of a block or thread, whose variable is `lane`.
         values: what the templates can mention (`template.fill`).
     """
@@ -40,7 +40,7 @@ class Names:
         self.next = [f"{s}n" for s in self.s]
         self.gradients = [f"g{v}" for v in (*self.y, *self.s)]
         self.tape_names = (*program.inputs, *program.states, *program.params)
-        self.leaf = dict(zip(self.tape_names, self.leaves, strict=True)) | {g: g for g in self.gradients}
+        self.leaf = dict(zip(self.tape_names, self.leaves, strict=True)) | {f"@{g}": g for g in self.gradients}
         self.at = [f"{p}_[{lane}]" if k == "l" else p for p, k in zip(self.p, kinds, strict=True)]
         self.values: dict[str, Value] = {
             "x": self.x,

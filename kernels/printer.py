@@ -122,6 +122,8 @@ def _expression(op: str, args: list[str], quick: bool, prepared: bool) -> str:
         return f"-({args[0]})"
     if op == "not":
         return f"!{args[0]}"
+    if op == "nonzero":
+        return f"{args[0]} != real(0)"
     if op == "where":
         return f"{args[0]} ? {args[1]} : {args[2]}"
     if op == "spike":
@@ -147,15 +149,15 @@ def backward_tape(program: Program, grad_outputs: Sequence[int]) -> BackwardTape
     for `grad_outputs[i]` = 0, 1 or 2."""
     seeds: dict[int, str] = {}
     arriving = [
-        (r, f"gy{i}" if grad_outputs[i] == 1 else "1") for i, r in enumerate(program.outputs) if grad_outputs[i]
+        (r, f"@gy{i}" if grad_outputs[i] == 1 else "1") for i, r in enumerate(program.outputs) if grad_outputs[i]
     ]
-    for root, name in arriving + [(r, f"gs{j}") for j, r in enumerate(program.next)]:
+    for root, name in arriving + [(r, f"@gs{j}") for j, r in enumerate(program.next)]:
         seeds[root] = f"{seeds[root]}+{name}" if root in seeds else name
     leaves = (*program.inputs, *program.states, *program.params)
     tape, roots = derive(program.tape, seeds, leaves)
     rest_seeds: dict[int, str] = {}
     for j, root in enumerate(program.rest):
-        rest_seeds[root] = f"{rest_seeds[root]}+gs{j}" if root in rest_seeds else f"gs{j}"
+        rest_seeds[root] = f"{rest_seeds[root]}+@gs{j}" if root in rest_seeds else f"@gs{j}"
     rest_tape, rest_roots = derive(program.tape, rest_seeds, program.params)
     return BackwardTape(tape, roots, rest_tape, rest_roots)
 

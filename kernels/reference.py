@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from spikeloom.kernels import layout
+from spikeloom.kernels import lang, layout
 from spikeloom.kernels.program import Program
 
 
@@ -41,12 +41,17 @@ def run(
         torch.as_tensor(rest, dtype=real, device=first.device).expand(shape) for rest in program.rest_state(held)
     ]
     outputs: list[list[Tensor]] = [[] for _ in program.outputs]
-    for t in range(first.shape[0]):
-        result = program.function(*(x[t].to(real) for x in inputs), *now, **held)
-        values = list(result) if isinstance(result, tuple) else [result]
-        for kept, value in zip(outputs, values, strict=False):
-            kept.append(torch.as_tensor(value, device=first.device).to(first.dtype).expand(shape))
-        now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs) :]]
+    token = None if torch.compiler.is_compiling() else lang.ARITHMETIC.set(real)  # a compiler cannot trace it
+    try:
+        for t in range(first.shape[0]):
+            result = program.function(*(x[t].to(real) for x in inputs), *now, **held)
+            values = list(result) if isinstance(result, tuple) else [result]
+            for kept, value in zip(outputs, values, strict=False):
+                kept.append(torch.as_tensor(value, device=first.device).to(first.dtype).expand(shape))
+            now = [torch.as_tensor(v, dtype=real, device=first.device).expand(shape) for v in values[len(outputs) :]]
+    finally:
+        if token is not None:
+            lang.ARITHMETIC.reset(token)
     return [torch.stack(kept) for kept in outputs], now
 
 

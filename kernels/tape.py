@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 Surrogate = Callable[..., object]
 """A surrogate derivative: `(u, alpha) -> d spike / d u`, written with loom operations."""
 
-BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
+BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "nonzero"})
 """Operations whose result is a truth value; every other operation gives a real number."""
 
 
@@ -186,9 +186,12 @@ class Sym:
         )
 
     def __pow__(self, exponent: object) -> Sym:
-        if isinstance(exponent, int) and not isinstance(exponent, bool) and 1 <= exponent <= 4:
+        if isinstance(exponent, int) and not isinstance(exponent, bool) and 1 <= exponent <= 3:
             power = self
             for _ in range(exponent - 1):
                 power = power * self
             return power
-        raise TypeError(f"only powers 1 to 4 are loom operations, got {exponent!r}: write exp(p * log(x)) for others")
+        raise TypeError(
+            f"only powers 1, 2 and 3 are loom operations (torch rounds higher ones differently), got {exponent!r}: "
+            "multiply, or write exp(p * log(x))"
+        )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spikeloom.kernels import op, reference
 from spikeloom.kernels.backends import choose
@@ -83,9 +84,15 @@ def prepare(
         else:
             scalars.append(value)
             kinds += "s"
+    chosen = choose(backend, xs[0].device.type)
+    if chosen != "reference" and forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{program.name}: kernels have no forward-mode derivatives (torch.func.jvp, dual numbers); pass "
+            "backend='reference'"
+        )
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors))
     every = checkpoint_distance(program, xs[0].shape[0]) if learns else 0
-    return Call(xs, states, tensors, scalars, kinds, every, choose(backend, xs[0].device.type))
+    return Call(xs, states, tensors, scalars, kinds, every, chosen)
 
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); an error that explains itself prints no traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    # Read by OpenMP when torch is loaded: idle threads that spin would slow training fourfold where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     err = Console(stderr=True, highlight=False)
     try:
         code = dispatch([a for a in arguments if a != "--debug"], err)

@@ -22,10 +22,12 @@ FLAGS = (
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-tree-loop-distribute-patterns",
     "-fopenmp",
     "-w",
 )
-"""No fast-math: the kernels round as the reference does."""
+"""No fast-math: the kernels round as the reference does. GCC 12 turns `to[l] = s[l]; s[l] = from[l];` into two calls of
+memcpy in the wrong order; the flag against it keeps loops loops."""
 
 
 class CompilerError(RuntimeError):

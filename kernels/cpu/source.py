@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spikeloom.kernels.call import CHUNK
 from spikeloom.kernels.names import STORAGE, Names
-from spikeloom.kernels.printer import NOTHING_HOISTED, Hoisted, backward_tape, invariants, statements
+from spikeloom.kernels.printer import Hoisted, backward_tape, invariants, statements
 from spikeloom.kernels.program import lookup
 from spikeloom.kernels.tape import Tape
 
@@ -66,7 +66,7 @@ def _forward(names: Names) -> str:
         rest=names.rest(),
         load_p=_load(names),
         hoist=_hoist(names, program.tape, hoisted),
-        u=list(hoisted.nodes.values()),
+        u=[*hoisted.nodes.values(), *hoisted.divisors.values()],
         start=_start(names),
         driver=names.fill(
             _COMMON, "driver", kernel="forward", struct="Forward", sums="", before="", each_thread="", after=""
@@ -93,7 +93,7 @@ def _backward(names: Names) -> str:
         rest_back=names.function("rest_back", back.rest_tape, [*rested.values()], [*names.p, *gs], _results(rested)),
         load_p=_load(names),
         hoist=_hoist(names, back.tape, hoisted),
-        u=list(hoisted.nodes.values()),
+        u=[*hoisted.nodes.values(), *hoisted.divisors.values()],
         start=_start(names),
         flow=list(flow),
         new_gx=[f"g{x}_out" if x in flow else "real(0)" for x in names.x],
@@ -117,13 +117,15 @@ def _load(names: Names) -> list[str]:
 def _hoisted(names: Names, tape: Tape, roots: list[int]) -> Hoisted:
     """What depends on parameters that all lanes share, and on constants, alone."""
     shared = [n for n, k in zip(names.program.params, names.kinds, strict=True) if k != "l"]
-    return Hoisted(invariants(tape, roots, shared, NOTHING_HOISTED.exact).nodes, {}, NOTHING_HOISTED.exact)
+    return invariants(tape, roots, shared, len(names.program.tape.nodes))
 
 
 def _hoist(names: Names, tape: Tape, hoisted: Hoisted) -> list[str]:
-    """Statements that compute the hoisted values."""
-    lines, results = statements(tape, list(hoisted.nodes), names.leaf)
-    return [*lines, *(f"const real {u} = {r};" for u, r in zip(hoisted.nodes.values(), results, strict=True))]
+    """Statements that compute the hoisted values and prepare the hoisted divisors."""
+    lines, results = statements(tape, [*hoisted.nodes, *hoisted.divisors], names.leaf)
+    values = [f"const real {u} = {r};" for u, r in zip(hoisted.nodes.values(), results, strict=False)]
+    divisors = zip(hoisted.divisors.values(), results[len(hoisted.nodes) :], strict=True)
+    return [*lines, *values, *(f"const Divisor {d} = loom_divisor({r});" for d, r in divisors)]
 
 
 def _start(names: Names) -> str:

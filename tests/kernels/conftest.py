@@ -79,7 +79,7 @@ class Loom:
                 reached = [
                     (r, g) for r, g in zip(results, cotangents(results, only, ones), strict=True) if r.requires_grad
                 ]
-                torch.autograd.backward(*zip(*reached, strict=True))
+                torch.autograd.backward([r for r, _ in reached], [g for _, g in reached])
         found = {
             n: t.grad.cpu() if t.grad is not None else torch.zeros_like(t, device="cpu") for n, t in leaves.items()
         }

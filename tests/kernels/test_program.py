@@ -37,7 +37,6 @@ def test_operations_of_a_lif_with_attached_hard_reset_counted_by_hand() -> None:
     assert counted(functional.lif, detach_reset=False) == counts(adds=6, multiplies=2, divides=1, compares=1)
 
 
-@pytest.mark.xfail(strict=True, reason="where(detach(s), ...) counts a second compare, of the spike with 0")
 def test_operations_of_a_lif_with_hard_reset_counted_by_hand() -> None:
     """As above, but v = v_reset where s, else h, which moves data only."""
     assert counted(functional.lif) == counts(adds=4, multiplies=0, divides=1, compares=1)

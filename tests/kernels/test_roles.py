@@ -193,6 +193,21 @@ def test_one_dtype_for_all_inputs_is_the_wider_one(loom: Any, generator: torch.G
     assert y.dtype == ends[0].dtype == torch.float64
 
 
+@step(state={"last": 0.0, "first": 0.5})
+def delays(unused: Any, x: Any, last: Any, first: Any) -> Any:
+    """Nothing is computed: values move from inputs to states to outputs, and gradients back."""
+    return last, first, x, last
+
+
+def test_values_that_are_only_handed_on(loom: Any, generator: torch.Generator) -> None:
+    """GCC made two block copies of the backward loop, in the wrong order."""
+    for shape in ((2, 1), (20, 300), (3, 7)):
+        given = [torch.randn(shape, generator=generator) for _ in delays.inputs]
+        _, got = loom.agree(delays, given)
+        assert torch.equal(got.outputs[0][1:], given[1][:-1])
+        loom.agree(delays, given, None, [torch.ones(shape[1:]), torch.zeros(shape[1:])])
+
+
 @step()
 def stateless(x: Any, *, gain: Any = 2.0) -> Any:
     return sigmoid(gain * x)
