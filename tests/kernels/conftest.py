@@ -135,6 +135,12 @@ def loom(device: str) -> Loom:
     return Loom(device)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """torch's own layers are initialised the same in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded generator on the CPU."""
