@@ -34,7 +34,9 @@ def conditions(device: torch.device, root: Path, commit: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "SJ_"))},
+        "environment": {
+            name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MALLOC_", "SJ_"))
+        },
         "load_average_at_start": os.getloadavg()[0],
         "versions": {name: _version(name) for name in (*PACKAGES, *cupy)},
     }

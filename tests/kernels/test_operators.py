@@ -115,6 +115,13 @@ def same_values_and_gradients(
     assert all(g.any() for g in slopes), "no gradient arrives, so this tests nothing"
 
 
+def network(device: str) -> nn.Module:
+    """Two layers; the first one fires, so that gradients reach all weights."""
+    net = nn.Sequential(nn.Linear(7, 5), PLIF(), nn.Linear(5, 4), LIF(v_reset=None))
+    nn.init.constant_(net[0].bias, 1.0)
+    return net.to(device)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_in_one_graph(device: str, backend: str) -> None:
     torch._dynamo.reset()
@@ -144,7 +151,7 @@ def test_a_new_structure_inside_a_graph_is_recorded_on_the_spot(device: str) -> 
 def test_compiled_with_dynamic_shapes_once_for_all_batches(device: str) -> None:
     """One compilation for up to 16 steps, and one beyond, where states are kept; none per shape."""
     torch._dynamo.reset()
-    net = nn.Sequential(nn.Linear(7, 5), PLIF(), nn.Linear(5, 4), LIF(v_reset=None)).to(device)
+    net = network(device)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
     counts = []
@@ -204,7 +211,7 @@ def test_autocast_feeds_the_neuron_half_numbers(device: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(device: str, reentrant: bool) -> None:
-    net = nn.Sequential(nn.Linear(7, 5), PLIF(), nn.Linear(5, 4), LIF()).to(device)
+    net = network(device)
     x = 3.0 * tensor(device, 20, 3, 7)
     same_values_and_gradients(net, lambda x: checkpoint(net, x, use_reentrant=reentrant), net, x)
 
@@ -324,7 +331,7 @@ def test_checkpoints_at_another_distance_than_the_kernels_are_refused(device: st
 
 @pytest.mark.gpu
 def test_captured_in_a_cuda_graph() -> None:
-    net = nn.Sequential(nn.Linear(7, 5), PLIF(), nn.Linear(5, 4), LIF()).cuda()
+    net = network("cuda")
     given = [3.0 * torch.rand(20, 3, 7, device="cuda") for _ in range(2)]
     expected = []
     for x in given:
