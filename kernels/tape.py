@@ -99,6 +99,11 @@ class Tape:
         return hashlib.sha256(f"{text}|{list(roots)}".encode()).hexdigest()[:16]
 
 
+_NO_NUMBER = (
+    "a comparison gives a truth value, not a number (torch would refuse, or mean `or`): write where(c, 1.0, 0.0)"
+)
+
+
 class Sym:
     """A scalar on a tape. Python's operators record; `kernels.lang` holds the functions."""
 
@@ -116,6 +121,11 @@ class Sym:
         if not isinstance(other, (Sym, bool, int, float)):
             return NotImplemented
         mine, yours = self, self.tape.lift(other)
+        truths = mine.node.is_bool + yours.node.is_bool
+        if op in ("and", "or") and truths < 2:
+            raise TypeError("& and | join truth values: write x != 0.0 for a number x")
+        if (op == "sub" and truths) or (op in ("add", "mul") and truths == 2):
+            raise TypeError(_NO_NUMBER)
         return self.tape.add(op, yours, mine) if swap else self.tape.add(op, mine, yours)
 
     def __add__(self, other: object) -> Sym:
@@ -141,10 +151,14 @@ class Sym:
 
     def __rtruediv__(self, other: object) -> Sym:
         """As torch divides a number by a tensor: reciprocal times number, two roundings."""
+        if not isinstance(other, (bool, int, float)):
+            return NotImplemented
         inverse = self._binary("div", 1.0, swap=True)
         return inverse if other == 1 else inverse * other
 
     def __neg__(self) -> Sym:
+        if self.node.is_bool:
+            raise TypeError(_NO_NUMBER)
         return self.tape.add("neg", self)
 
     def __abs__(self) -> Sym:
@@ -177,6 +191,8 @@ class Sym:
         return self._binary("or", other)
 
     def __invert__(self) -> Sym:
+        if not self.node.is_bool:
+            raise TypeError("~ inverts a truth value: write x == 0.0 for a number x")
         return self.tape.add("not", self)
 
     def __bool__(self) -> bool:

@@ -195,13 +195,38 @@ def test_too_few_results() -> None:
         broken(lambda x, v: x + v, {"v": 0.0})
 
 
+def test_arithmetic_on_truth_values_is_refused_where_torch_means_something_else() -> None:
+    """torch refuses 1 - (x > 0) and -(x > 0), and takes the sum of two comparisons for `or`."""
+    for made in (lambda x: 1.0 - (x > 0), lambda x: (x > 0) - x, lambda x: -(x > 0), lambda x: (x > 0) + (x > 1)):
+        with pytest.raises(TypeError, match=r"truth value, not a number .*where\(c, 1\.0, 0\.0\)"):
+            broken(made)
+    for made in (lambda x: x & (x > 0), lambda x: (x > 0) | x, lambda x: (x > 0) & 1.0):
+        with pytest.raises(TypeError, match=r"& and \| join truth values: write x != 0\.0"):
+            broken(lambda x, made=made: where(made(x), x, 0.0))
+    with pytest.raises(TypeError, match=r"~ inverts a truth value: write x == 0\.0"):
+        broken(lambda x: where(~x, x, 0.0))
+
+
+def test_arithmetic_on_truth_values_where_torch_agrees(loom: Any, generator: torch.Generator) -> None:
+    def mixed(x: Any) -> Any:
+        return 2.0 * (x > 0.0) + (x > 1.0) * x, (x > 0.0) / 4.0, (x > 0.0) == (x > 1.0), (x > 0.0) + 1.0
+
+    loom.agree(Step(mixed, {}), [torch.randn((3, 40), generator=generator)])
+
+
 OUTSIDE = torch.ones(3)
 
 
 def test_a_tensor_from_outside() -> None:
     with pytest.raises(TypeError, match="not with Tensor; pass tensors as arguments of the step function"):
         broken(lambda x: maximum(x, OUTSIDE))
-    for use in (lambda x: x * OUTSIDE, lambda x: OUTSIDE * x, lambda x: torch.exp(x), lambda x: x + x.mean()):
+    for use in (
+        lambda x: x * OUTSIDE,
+        lambda x: OUTSIDE * x,
+        lambda x: OUTSIDE / x,
+        lambda x: torch.exp(x),
+        lambda x: x + x.mean(),
+    ):
         with pytest.raises((TypeError, AttributeError)):
             broken(use)
 
