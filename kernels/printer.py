@@ -112,7 +112,7 @@ def constant(value: float) -> str:
 
 def _expression(op: str, args: list[str], quick: bool, prepared: bool) -> str:
     if op == "div" and (quick or prepared):
-        return f"{'loom_quick_div' if quick else 'loom_div'}({args[0]}, {args[1]})"
+        return f"{'loom_quick_div' if quick else 'loom_div'}(real({args[0]}), {args[1]})"
     if op in _INFIX:
         return f"{args[0]} {_INFIX[op]} {args[1]}"
     if op in _CALL:
