@@ -65,7 +65,7 @@ def log(x: Value) -> Value:
 
 
 def sqrt(x: Value) -> Value:
-    """Square root, correctly rounded."""
+    """Square root, correctly rounded in kernels; torch's on a CPU may be one bit off."""
     return r if (r := record("sqrt", x)) is not None else _compute(torch.sqrt, x)
 
 
