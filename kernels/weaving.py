@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,10 @@ from spikeloom.kernels import op, reference
 from spikeloom.kernels.backends import choose
 from spikeloom.kernels.call import checkpoint_distance
 from spikeloom.kernels.program import Program
+from spikeloom.kernels.watch import WATCHERS
+
+SCALE, SHIFT = "norm_scale", "norm_shift"
+"""Parameters of a fused normalisation: what multiplies its first input, and what is added."""
 
 
 def weave(
@@ -42,6 +47,19 @@ def weave(
         ValueError, TypeError: shapes, dtypes or devices that do not fit; the message says what is expected.
         BackendError: the named backend cannot run here.
     """
+    if WATCHERS:
+        return _watched(program, inputs, params, state, backend, final)
+    return _run(program, inputs, params, state, backend, final)
+
+
+def _run(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    state: Sequence[Tensor] | None,
+    backend: str,
+    final: bool,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     call = prepare(program, inputs, params, state, backend)
     if call.backend == "reference":
         outputs, ends = reference.run(program, call.inputs, call.state, params)
@@ -51,6 +69,28 @@ def weave(
     )
     n = len(program.outputs)
     return tuple(results[:n]), tuple(results[n : n + len(program.states)]) if final else ()
+
+
+def _watched(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    state: Sequence[Tensor] | None,
+    backend: str,
+    final: bool,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    with ExitStack() as stack:
+        for watcher in WATCHERS:
+            stack.enter_context(watcher.paused())
+        outputs, ends = _run(program, inputs, params, state, backend, final)
+    affine = None
+    if SCALE in params and SHIFT in params:
+        scale, shift = params[SCALE], params[SHIFT]
+        assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
+        affine = scale, shift
+    for watcher in WATCHERS:
+        watcher.saw_neurons(program, inputs, outputs, affine)
+    return outputs, ends
 
 
 class Call(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from spikeloom.kernels.norm import finish, op
 from spikeloom.kernels.norm.finish import Running
 from spikeloom.kernels.norm.programs import SCALE, SHIFT
 from spikeloom.kernels.program import Program
+from spikeloom.kernels.watch import WATCHERS
 from spikeloom.kernels.weaving import prepare
 
 __all__ = ["norm_weave"]
@@ -47,6 +49,33 @@ def norm_weave(
     Returns:
         Outputs, final states, and the statistics [6, C]: mean, biased variance, scale, shift, count, unbiased variance.
     """
+    arguments = (program, inputs, params, weight, bias, eps, running, group, state, backend, final)
+    if not WATCHERS:
+        return _run(*arguments)
+    with ExitStack() as stack:
+        for watcher in WATCHERS:
+            stack.enter_context(watcher.paused())
+        outputs, ends, stats = _run(*arguments)
+        shape = (-1, *[1] * (inputs[0].dim() - 3))
+        affine = stats[2].view(shape), stats[3].view(shape)
+    for watcher in WATCHERS:
+        watcher.saw_neurons(program, inputs, outputs, affine)
+    return outputs, ends, stats
+
+
+def _run(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor | float],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    running: Running | None,
+    group: Any,
+    state: Sequence[Tensor] | None,
+    backend: str,
+    final: bool,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     y = inputs[0]
     if y.dim() >= 3 and y.numel() // max(y.shape[2], 1) < 2:
         raise ValueError(

@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from spikeloom.kernels.program import Program, Rest, record
-
-SCALE, SHIFT = "norm_scale", "norm_shift"
+from spikeloom.kernels.weaving import SCALE, SHIFT
 
 
 @lru_cache(maxsize=1024)
