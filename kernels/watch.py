@@ -22,7 +22,11 @@ class Watcher(Protocol):
         """While a program runs, its own operations are not for the watcher."""
 
     def saw_neurons(
-        self, program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], affine: tuple[Tensor, Tensor] | None
+        self,
+        program: Program,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        affine: tuple[Tensor, Tensor] | None,
     ) -> None:
         """A program ran over inputs and outputs [T, *neurons].
 

@@ -86,7 +86,8 @@ def _watched(
     affine = None
     if SCALE in params and SHIFT in params:
         scale, shift = params[SCALE], params[SHIFT]
-        assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
+        assert isinstance(scale, Tensor)
+        assert isinstance(shift, Tensor)
         affine = scale, shift
     for watcher in WATCHERS:
         watcher.saw_neurons(program, inputs, outputs, affine)

@@ -32,6 +32,7 @@ class Command:
 COMMANDS = {
     "train": Command("spikeloom.training.cli", "train", "Train a network from a named recipe."),
     "eval": Command("spikeloom.training.cli", "evaluate", "Evaluate a trained network."),
+    "energy": Command("spikeloom.training.energy_cli", "energy", "Synaptic operations and energy per inference."),
     "doctor": Command("spikeloom.doctor", "doctor", "Show what works on this machine, and how to mend what does not."),
 }
 

@@ -1,0 +1,114 @@
+"""Which rows of an operand belong to which time step of which sample.
+
+One pass through the network (`Batch`) has T steps of B samples. An operation sees rows in one of these arrangements:
+
+* `multi`: all steps in one call, rows folded `[T B r]` (or `[B T r]`); the counts are [T, B].
+* `step`: one time step per call, rows `[B r]`; the k-th call of a layer is step k (k // m for a layer called m times a step).
+* `whole`: neither fits; the counts are known for the run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from spikeloom.energy.counts import IntArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Time steps and samples of one pass.
+
+    Attributes:
+        order: how the user's tensors hold them, "TB" or "BT".
+        steps: time steps that the running call of the network sees: T, or fewer where the loop over time is outside.
+    """
+
+    T: int
+    B: int
+    order: str = "TB"
+    steps: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The first two axes of a tensor with the steps of the running call."""
+        return (self.steps, self.B) if self.order == "TB" else (self.B, self.steps)
+
+    def rows(self, order: str) -> Rows:
+        """The arrangement of a tensor with all steps of the running call."""
+        return Rows("multi" if self.steps == self.T else "step", self.steps * self.B, order)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An arrangement: `multi`, `step` or `whole`, how many row groups, and how T and B are ordered in them."""
+
+    lead: str
+    count: int
+    order: str = "TB"
+
+
+def arrange(batch: Batch, lead: str | None, order: str, leading: int) -> Rows:
+    """The arrangement of an operand with `leading` rows, in a module that is known to be `multi` or `step` or not."""
+    if lead == "step" and leading % batch.B == 0:
+        return Rows("step", batch.B)
+    if leading % (batch.steps * batch.B) == 0:
+        return batch.rows(order)
+    if leading % batch.B == 0:
+        return Rows("step", batch.B)
+    return Rows("whole", 1)
+
+
+class Lead(NamedTuple):
+    """What a module's input shape says: `multi` or `step`, the order of T and B, and for [L, samples, ...] the samples."""
+
+    lead: str
+    order: str
+    inner: int | None = None
+
+
+def lead_of(shape: Sequence[int], batch: Batch) -> Lead | None:
+    """`multi` for [T, B, ...] and [T B, ...], `step` for [B, ...], either with `inner` for [L, T B, ...] and [L, B, ...]."""
+    T, B = batch.steps, batch.B
+    if len(shape) >= 2 and tuple(shape[:2]) == batch.sizes:
+        return Lead("multi", batch.order)
+    if len(shape) >= 2 and shape[0] == T * B:
+        return Lead("multi", batch.order)
+    if len(shape) >= 1 and shape[0] == B:
+        return Lead("step", batch.order)
+    if len(shape) == 3 and shape[1] == T * B:
+        return Lead("multi", batch.order, T * B)
+    if len(shape) == 3 and shape[1] == B:
+        return Lead("step", batch.order, B)
+    return None
+
+
+def to_steps(calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch) -> tuple[dict[str, IntArray], bool]:
+    """Sum a layer's calls of one pass to [T, B] arrays by name, or to [1, 1] if some call is `whole`.
+
+    Returns:
+        The sums, and whether they are known per step and sample.
+    """
+    T, B = batch.T, batch.B
+    steps = sum(rows.count // B for rows, _ in calls if rows.lead == "step")
+    known = all(rows.lead != "whole" for rows, _ in calls) and (steps <= T or steps % T == 0)
+    names = {name for _, arrays in calls for name in arrays}
+    totals = {name: np.zeros((T, B) if known else (1, 1), np.int64) for name in names}
+    per_step = max(1, steps // T)
+    seen = 0
+    for rows, arrays in calls:
+        length = rows.count // B
+        for name, values in arrays.items():
+            if not known:
+                totals[name] += values.sum()
+                continue
+            folded = values.reshape(length, B) if rows.order == "TB" else values.reshape(B, length).T
+            if rows.lead == "multi":
+                totals[name] += folded
+            else:
+                np.add.at(totals[name], np.arange(seen, seen + length) // per_step, folded)
+        seen += length * (rows.lead == "step")
+    return totals, known

@@ -1,0 +1,140 @@
+"""Roles of torch's and the project's own modules, and delay layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.energy.counts import Geometry
+from spikeloom.energy.marks import Mark, Origin
+from spikeloom.energy.rows import Rows
+from spikeloom.energy.rules.elementwise import lead_rows
+from spikeloom.energy.rules.measure import add_call, check_static, level_tally
+from spikeloom.energy.scopes import ROLES, Role
+from spikeloom.neurons.recurrent import Recurrent
+from spikeloom.synapses import layers
+
+if TYPE_CHECKING:
+    from spikeloom.energy.run import Run
+
+
+def _fold_order(x: Tensor) -> str:
+    """How `synapses.over_time` folds an input [T, B, ...]."""
+    batch_first = x.dim() > 1 and x.stride(1) > x.stride(0) and x.shape[0] > 1 and x.shape[1] > 1
+    return "BT" if batch_first else "TB"
+
+
+def _samples(module: nn.Module, x: Tensor) -> int | None:
+    """Samples of an attention layer's input; inside, torch puts the sequence first."""
+    if x.dim() != 3:
+        return None
+    return x.shape[0] if getattr(module, "batch_first", False) else x.shape[1]
+
+
+ROLES[Recurrent] = Role(quiet=True)
+ROLES[nn.MultiheadAttention] = Role(inner=_samples)
+for _layer in (
+    layers.Conv1d,
+    layers.Conv2d,
+    layers.ConvTranspose2d,
+    layers.BatchNorm1d,
+    layers.BatchNorm2d,
+    layers.AvgPool2d,
+    layers.MaxPool2d,
+    layers.AdaptiveAvgPool2d,
+):
+    ROLES[_layer] = Role(order=_fold_order)
+
+Delays = Callable[[Any], tuple[Tensor, Tensor, int]]
+
+
+def register_delays(kind: type[nn.Module], describe: Delays) -> None:
+    """Have a class of delay layers counted by synapse, whatever it computes inside.
+
+    A spike at t on a synapse with delay d is one SOP if t + d < T.
+
+    Args:
+        kind: the class; it maps x [T, B, in] to [T, B, out], y_t[o] = sum_i w[o, i] x_(t - d[o, i])[i].
+        describe: module -> (weight [out, in], whole-number delays [out, in], longest possible delay).
+    """
+
+    def finish(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        site = _count_delays(run, run.scopes.name_of(module), args[0], *describe(module))
+        run.mark_outputs(output, Mark(origin=Origin(site)))
+
+    ROLES[kind] = Role(silent=True, finish=finish)
+
+
+def _count_delays(run: Run, name: str, x: Tensor, weight: Tensor, delays: Tensor, longest: int) -> Any:
+    batch = run.current
+    assert batch is not None
+    T, B = batch.T, batch.B
+    n_out, n_in = weight.shape
+    rows = lead_rows(run, x)
+    if rows.lead == "whole" or x.shape[-1] != n_in or x.numel() != rows.count * n_in:
+        raise ValueError(
+            f"the delay layer {name} got {list(x.shape)}; delays are counted for [T, B, in] = {[T, B, n_in]}"
+        )
+    if delays.shape != weight.shape or int(delays.min()) < 0 or int(delays.max()) > longest:
+        raise ValueError(f"delays of {name}: expected [out, in] = {list(weight.shape)} within 0 ... {longest}")
+    site = run.site(name, "delay_linear")
+    mark = run.marks.of(x)
+    if mark.origin is not None:
+        mark.origin.consumers += 1
+    events, levels = level_tally(run, site, "a", x, mark, rows)
+    check_static(run, site, [x], rows)
+    length = rows.count // B
+    begin = sum(call.rows.count // B for call in site.open if call.rows.lead == "step")
+    with torch.no_grad():
+        delays = delays.to(x.device).long()
+        values = x.reshape(length, B, n_in)
+        spikes = (values != 0).long()
+        steps = torch.arange(begin, begin + length, device=x.device)
+        arrives = steps[:, None, None] + delays < T  # [length, out, in]
+        fan, fan_nonzero = arrives.sum(1), (arrives & (weight != 0)).sum(1)
+        by_value = torch.zeros_like(levels.sums)
+        magnitudes = levels.table.magnitudes()
+        for slot in levels.sums.any(0).nonzero().flatten().tolist():
+            there = (values.abs().double() == magnitudes[slot].to(x.device)).long()
+            by_value[:, slot] = (there * fan[:, None]).sum(-1).flatten()
+        counts = {
+            "sop": (spikes * fan[:, None]).sum(-1).flatten(),
+            "sop_nz": (spikes * fan_nonzero[:, None]).sum(-1).flatten(),
+            "events": events,
+        }
+        arriving = _arrivals(spikes, delays, longest, begin, T)
+    whole = int(arrives.sum())
+    add_call(
+        site,
+        rows,
+        counts,
+        levels={"a": replace(levels, terms=counts["sop"], sums=by_value, rows=rows)},
+        dense={
+            "dense_exact": whole / length,
+            "dense_nominal": n_in * n_out * (longest + 1),
+            "in_numel": n_in,
+            "out_numel": n_out,
+            "bias_adds": 0,
+            "whole_run": whole * T / length,
+        },
+    )
+    add_call(site, Rows("multi", T * B), {"arrival": arriving.flatten()})
+    site.facts["operands"] = "param"
+    site.geometry = Geometry((longest + 1,), (1,), 1, n_in, n_out, weight.numel(), 0, max_delay=longest)
+    return site
+
+
+def _arrivals(spikes: Tensor, delays: Tensor, longest: int, begin: int, T: int) -> Tensor:
+    """SOP by the step in which they arrive, [T, B], of spikes [length, B, in] that begin at step `begin`."""
+    length, B, _ = spikes.shape
+    synapses = torch.stack([(delays == d).sum(0) for d in range(longest + 1)])  # [delay, in]
+    arriving = torch.zeros(T, B, dtype=torch.long, device=spikes.device)
+    for d in range(longest + 1):
+        stay = min(length, T - begin - d)
+        if stay > 0:
+            arriving[begin + d : begin + d + stay] += (spikes[:stay] * synapses[d]).sum(-1)
+    return arriving
