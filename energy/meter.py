@@ -56,6 +56,11 @@ def register_op(name: str, found: Rule) -> None:
 class Meter(TorchDispatchMode):
     """Sends every operator to its rule while the run is counting."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while the counter watches, so torch need not guard each call against it."""
+        return False
+
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
@@ -73,7 +78,8 @@ class Meter(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
             _PLANS[func] = plan = unknown
-        return plan(self.run, func, args, kwargs)
+        with torch._C.DisableTorchFunction():  # what the rules ask of tensors is not for `Functions`
+            return plan(self.run, func, args, kwargs)
 
 
 class Functions(TorchFunctionMode):
@@ -84,11 +90,10 @@ class Functions(TorchFunctionMode):
         self.run = run
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         found = FUNCTIONS.get(func)
         if found is None or not self.run.counting:
-            return func(*args, **kwargs)
-        return found(self.run, func, args, kwargs)
+            return func(*args, **(kwargs or {}))
+        return found(self.run, func, args, kwargs or {})
 
 
 _PLANS: dict[Any, Rule] = {}

@@ -86,8 +86,10 @@ def lead_of(shape: Sequence[int], batch: Batch) -> Lead | None:
     return None
 
 
-def to_steps(calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch) -> tuple[dict[str, IntArray], bool]:
-    """Sum a layer's calls of one pass to [T, B] arrays by name, or to [1, 1] if some call is `whole`.
+def to_steps(
+    calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch
+) -> tuple[dict[str, IntArray], bool]:
+    """Sum a layer's calls over P passes, arrays [P, rows] by name, to [P, T, B], or to [P, 1, 1] if a call is `whole`.
 
     Returns:
         The sums, and whether they are known per step and sample.
@@ -95,20 +97,23 @@ def to_steps(calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch)
     T, B = batch.T, batch.B
     steps = sum(rows.count // B for rows, _ in calls if rows.lead == "step")
     known = all(rows.lead != "whole" for rows, _ in calls) and (steps <= T or steps % T == 0)
-    names = {name for _, arrays in calls for name in arrays}
-    totals = {name: np.zeros((T, B) if known else (1, 1), np.int64) for name in names}
+    totals: dict[str, IntArray] = {}
     per_step = max(1, steps // T)
     seen = 0
     for rows, arrays in calls:
         length = rows.count // B
         for name, values in arrays.items():
+            passes = len(values)
+            total = totals.setdefault(name, np.zeros((passes, T, B) if known else (passes, 1, 1), np.int64))
             if not known:
-                totals[name] += values.sum()
+                total += values.sum(1)[:, None, None]
                 continue
-            folded = values.reshape(length, B) if rows.order == "TB" else values.reshape(B, length).T
+            folded = values.reshape(passes, length, B)
+            if rows.order == "BT":
+                folded = values.reshape(passes, B, length).swapaxes(1, 2)
             if rows.lead == "multi":
-                totals[name] += folded
+                total += folded
             else:
-                np.add.at(totals[name], np.arange(seen, seen + length) // per_step, folded)
+                np.add.at(total, (slice(None), np.arange(seen, seen + length) // per_step), folded)
         seen += length * (rows.lead == "step")
     return totals, known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from spikeloom.energy.finish import finish
 from spikeloom.energy.kinds import MAX_LEVELS
 from spikeloom.energy.marks import Mark, Marks
 from spikeloom.energy.meter import Functions, Meter
+from spikeloom.energy.passes import Passes
 from spikeloom.energy.rows import Batch
 from spikeloom.energy.rules.neurons import count_program
 from spikeloom.energy.scopes import Scopes
-from spikeloom.energy.sites import Site, close_pass
+from spikeloom.energy.sites import Site
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.watch import watching
 
@@ -59,12 +60,13 @@ class Run:
         self.sites: dict[tuple[str, str], Site] = {}
         self.uncounted: dict[tuple[str, str], list[int]] = {}
         self.sizes: list[tuple[int, int]] = []
+        self.passes = Passes()
         self.current: Batch | None = None
         self._T, self._axes = T, axes
         self._explicit = False
         self._pending: tuple[int, int | None] | None = None
         self._depth = 0
-        self._paused = 0
+        self.pauses = 0
         self._stack = ExitStack()
         self.setting: dict[str, Any] = {}
         self.marks.weights((f"weight_{i}", w) for i, w in enumerate(weights))
@@ -126,7 +128,7 @@ class Run:
 
     def module_begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module's forward begins: the outermost one opens a pass."""
-        if self._paused or torch._C._current_graph_task_id() != -1:
+        if self.pauses or torch._C._current_graph_task_id() != -1:
             return
         if self.current is None:
             if self.model is not None and module is not self.model and not self._explicit:
@@ -195,7 +197,7 @@ class Run:
         assert batch is not None
         try:
             with self.paused():
-                close_pass(list(self.sites.values()), len(self.sizes), batch)
+                self.passes.close(list(self.sites.values()), len(self.sizes), batch)
             self.sizes.append((batch.T, batch.B))
         finally:
             self._drop()
@@ -213,12 +215,19 @@ class Run:
     @property
     def counting(self) -> bool:
         """Is an operation that runs now to be counted? Not between passes, in backward, or inside a silent module."""
-        return self.counts_now and not self.scopes.now.silent
+        scope = self.scopes.stack[-1]
+        return (
+            self.current is not None
+            and not self.pauses
+            and not scope.silent
+            and not scope.opaque
+            and torch._C._current_graph_task_id() == -1
+        )
 
     @property
     def counts_now(self) -> bool:
         """The same, but for silence."""
-        return self.current is not None and not self._paused and torch._C._current_graph_task_id() == -1
+        return self.current is not None and not self.pauses and torch._C._current_graph_task_id() == -1
 
     def saw_neurons(
         self,
@@ -228,17 +237,12 @@ class Run:
         affine: tuple[Tensor, Tensor] | None,
     ) -> None:
         """A program of the loom ran."""
-        if self.counting:
+        if self.counts_now and not self.scopes.now.silent:
             count_program(self, program, inputs, outputs, affine)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Operations of the counter itself are not counted."""
-        self._paused += 1
-        try:
-            yield
-        finally:
-            self._paused -= 1
+    def paused(self) -> AbstractContextManager[None]:
+        """Operations of the counter itself are not counted, and not even shown to its modes."""
+        return _Paused(self)
 
     def site(self, name: str, op: str) -> Site:
         """The site of a name and operation, made at its first use."""
@@ -284,6 +288,7 @@ class Run:
             raise RuntimeError(
                 "nothing was counted: the model was not called inside `with count(model) as run:` (an empty loader?)"
             )
+        self.passes.gather()
         return finish(self)
 
     def report(self, **options: Any) -> Report:
@@ -291,6 +296,26 @@ class Run:
         from spikeloom.energy.report import Report
 
         return Report(self.counts(), **options)
+
+
+class _Paused:
+    """`Run.paused`. The guards switch both modes off in C++, which is far cheaper than to be called and decline."""
+
+    __slots__ = ("_function", "_guard", "_run")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._run.pauses += 1
+        self._function = torch._C.DisableTorchFunction()
+        self._function.__enter__()
+        self._guard = torch._C._DisableTorchDispatch()
+
+    def __exit__(self, *_: object) -> None:
+        del self._guard
+        self._function.__exit__(None, None, None)
+        self._run.pauses -= 1
 
 
 def count(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
@@ -30,19 +31,23 @@ class Role:
 
     Attributes:
         silent: nothing inside is counted; `finish` counts from the module's inputs and output.
+        opaque: the same for operations; layers of neurons that report themselves are counted.
         quiet: linear operations inside are counted, additions, products and maps are not: they are a neuron's own.
         inner: the samples of an input whose module works on [L, samples, ...] inside, whatever the input's own layout.
         begin: called before forward as `begin(module, args)`; what it returns is the scope's `kept` until the end.
         finish: called after forward as `finish(run, module, args, output)`.
         order: how the module folds T and B for an input, if not as the surrounding does.
+        states: names of buffers that hold the module's state, and are no weights.
     """
 
     silent: bool = False
+    opaque: bool = False
     quiet: bool = False
     inner: Callable[[nn.Module, Tensor], int | None] | None = None
     begin: Callable[[nn.Module, tuple[Any, ...]], Any] | None = None
     finish: Finish | None = None
     order: Callable[[Tensor], str] | None = None
+    states: tuple[str, ...] = ()
 
 
 ROLES: dict[type, Role] = {}
@@ -68,6 +73,7 @@ class Scope:
     order: str = "TB"
     inner: int | None = None
     silent: bool = False
+    opaque: bool = False
     quiet: bool = False
     kept: Any = None
     calls: Counter[str] = field(default_factory=Counter)
@@ -117,7 +123,8 @@ class Scopes:
         self._kept.append(module)
         prefix = f"{name}." if name else ""
         parts = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        self._run.marks.weights((prefix + key, tensor) for key, tensor in parts)
+        states = role_of(module).states
+        self._run.marks.weights((prefix + key, tensor) for key, tensor in parts if key not in states)
 
     def name_of(self, module: nn.Module) -> str:
         """The module's path in the model; modules outside of it are named by class and order of appearance."""
@@ -130,6 +137,10 @@ class Scopes:
         return self._names[id(module)]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        with torch._C.DisableTorchFunction():
+            self._begin(module, args)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         run = self._run
         run.module_begins(module, args)
         if run.current is None:
@@ -137,6 +148,7 @@ class Scopes:
         above, role = self.now, role_of(module)
         scope = Scope(module, self.name_of(module), role, above.lead, above.order)
         scope.silent = above.silent or role.silent
+        scope.opaque = above.opaque or role.opaque
         scope.quiet = above.quiet or role.quiet
         x = next((a for a in args if isinstance(a, Tensor)), None)
         if x is not None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from spikeloom.training.checkpoint import load_model, require_checkpoint
 from spikeloom.training.data import load_train, source
+from spikeloom.training.energy_report import report_energy
 from spikeloom.training.firing import rates_table
 from spikeloom.training.interrupt import TrainingInterrupted
 from spikeloom.training.loop import Tally
@@ -40,6 +41,8 @@ class TrainOptions:
     """Continue the run in the folder, or the newest run of the recipe."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+    energy: bool = True
+    """At the end, count synaptic operations on the test part and write energy.json and report.html."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def train(argv: list[str]) -> int:
         console.print(escape(str(stop)), soft_wrap=True)
         return stop.code
     _print_result(console, result, options.recipe)
+    if options.energy:
+        report_energy(result.checkpoint, options.recipe, pick_device(options.device), console, result.test)
     return 0
 
 

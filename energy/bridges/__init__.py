@@ -16,6 +16,6 @@ def connect(kinds: tuple[type, ...]) -> bool:
     """Register the roles of the libraries that a class and its bases come from; True if there was a new one."""
     found = {kind.__module__.partition(".")[0] for kind in kinds} & _WAITING
     for name in found:
-        _WAITING.discard(name)
         import_module(f"{__name__}.{name}").register()
+        _WAITING.discard(name)
     return bool(found)

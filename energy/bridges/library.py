@@ -64,6 +64,7 @@ def add_neuron(
     *,
     silent: bool = False,
     begin: Callable[[Any, tuple[Any, ...]], Any] | None = None,
+    states: tuple[str, ...] = (),
 ) -> None:
     """Have a class of neurons counted, unless the user has registered it already.
 
@@ -72,7 +73,7 @@ def add_neuron(
         describe: the facts of a call; of silent ones it also counts the linear operations, with `count_weight`.
         multi: whether a module's calls are all time steps or one.
         silent: see `Role`.
-        begin: see `Role`.
+        begin, states: see `Role`.
     """
 
     def finish(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -84,7 +85,7 @@ def add_neuron(
             run.mark_outputs(output)
             count_neurons(run, name, _placed(call, facts))
 
-    ROLES.setdefault(kind, Role(silent=silent, quiet=True, begin=begin, finish=finish))
+    ROLES.setdefault(kind, Role(silent=silent, quiet=True, begin=begin, finish=finish, states=states))
 
 
 def _check(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -46,7 +46,7 @@ _MODELS = {
 def register() -> None:
     """Add the roles of Norse's modules."""
     import norse.torch as norse
-    from norse.torch.module import snn
+    from norse.torch.module import exp_filter, snn
 
     add = add_neuron
     for kind in (norse.LICell, norse.LIBoxCell):
@@ -55,7 +55,7 @@ def register() -> None:
     add(norse.LILinearCell, _li_linear, _one_step)
     add(norse.CobaLIFCell, _coba, _one_step, silent=True)
     add(norse.LIFCorrelation, _correlation, _one_step)
-    add(norse.ExpFilter, _filter, _all_steps)
+    add(exp_filter.ExpFilter, _filter, _all_steps)
     for kind in (norse.ConstantCurrentLIFEncoder, norse.SpikeLatencyLIFEncoder):
         add(kind, _encoder, _all_steps, silent=True)
     for kind, multi in ((snn.SNNCell, _one_step), (snn.SNN, _all_steps)):

@@ -23,6 +23,8 @@ _STEPWISE = {
 """Class -> model, states."""
 _RECURRENT = {"RLeaky": ("recurrent_lif", 1), "RSynaptic": ("synaptic", 2)}
 _GATED = {"SLSTM": "spiking_lstm", "SConv2dLSTM": "spiking_lstm"}
+_STATES = ("mem", "syn", "spk", "syn_exc", "syn_inh")
+"""Neurons keep their states as buffers."""
 _PARALLEL = ("LeakyParallel", "LinearLeaky", "StateLeaky", "AssociativeLeaky")
 
 
@@ -32,7 +34,8 @@ def register() -> None:
 
     def add(name: str, describe: Describe, **options: Any) -> None:
         if hasattr(snntorch, name):
-            add_neuron(getattr(snntorch, name), describe, lambda module: name in _PARALLEL, **options)
+            multi = name in _PARALLEL
+            add_neuron(getattr(snntorch, name), describe, lambda module: multi, states=_STATES, **options)
 
     for name, (model, states) in _STEPWISE.items():
         add(name, _stepwise(model, states))

@@ -93,7 +93,7 @@ def register() -> None:
     neurons(neuron, ("PSN", "MaskedPSN", "SlidingPSN"), _parallel, silent=True)
     neurons(layer, ("SynapseFilter",), _filter)
     layers(layer, ("ElementWiseRecurrentContainer", "LinearRecurrentContainer"), Role(quiet=True))
-    layers(layer, ("TLastSeqToANNContainer",), Role(silent=True, begin=_fold_last, finish=_folded))
+    layers(layer, ("TLastSeqToANNContainer",), Role(silent=True, begin=_fold_last, finish=_mark))
     norm = Role(silent=True, finish=_norm)
     layers(layer, ("BatchNormThroughTime1d", "BatchNormThroughTime2d", "BatchNormThroughTime3d"), norm)
     for cell, describe in (
@@ -223,17 +223,14 @@ def _put_in_order(run: Run, module: nn.Module, args: tuple[Any, ...], output: An
 
 
 def _fold_last(module: Any, args: tuple[Any, ...]) -> None:
-    """Time is the last axis, over which the container maps its layers: they are counted with time in the batch before.
+    """Layers are mapped over time, the last axis; to be counted they run before with time in the batch.
 
-    Not in training, where a second run would move the statistics of a normalisation.
+    Twice does no harm: such a map refuses random layers and normalisations that follow statistics.
     """
-    if not module.training:
-        nn.Sequential.forward(module, args[0].movedim(-1, 0).flatten(0, 1))
+    nn.Sequential.forward(module, args[0].movedim(-1, 0).flatten(0, 1))
 
 
-def _folded(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if module.training:
-        run.unknown("spikingjelly::TLastSeqToANNContainer", [output])
+def _mark(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     run.mark_outputs(output)
 
 

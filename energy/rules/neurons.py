@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from spikeloom.energy.rules.measure import (
 from spikeloom.energy.scopes import ROLES, Role
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.tally import tally
+from spikeloom.kernels.weaving import SCALE
 from spikeloom.neurons import Neuron
 from spikeloom.synapses import NormNeuron
 
@@ -123,20 +125,21 @@ def count_program(
             touched = _touched(run, x, affine, inputs[1] if "norm_residual" in program.inputs else None, rows)
             if "norm_residual" in program.inputs:
                 _residual(run, name, x, affine, inputs[1], rows)
-        spiking = any(node.op in ("spike", "round", "floor") for node in program.tape.nodes)
-        facts = NeuronFacts(
-            program.name.removeprefix("norm_").removesuffix("_step"),
-            x,
-            spikes,
-            len(program.states),
-            spiking and "v_reset" not in program.params,
-            spiking,
-        )
-        operations = dict(program.operations())
-        if affine is not None:  # scale and shift fold into the weights; the residual is an addition of its own
-            operations["multiplies"] -= 1
-            operations["adds"] -= len(program.inputs)
+        spiking, soft_reset, operations = _facts(program)
+        model = program.name.removeprefix("norm_").removesuffix("_step")
+        facts = NeuronFacts(model, x, spikes, len(program.states), soft_reset, spiking)
         _count(run, name, facts, touched, rows, operations)
+
+
+@lru_cache(maxsize=1024)
+def _facts(program: Program) -> tuple[bool, bool, dict[str, int]]:
+    """Whether a program spikes and resets by subtraction, and its operations without a fused normalisation's."""
+    spiking = any(node.op in ("spike", "round", "floor") for node in program.tape.nodes)
+    operations = dict(program.operations())
+    if SCALE in program.params:  # scale and shift fold into the weights; the residual is an addition of its own
+        operations["multiplies"] -= 1
+        operations["adds"] -= len(program.inputs)
+    return spiking, spiking and "v_reset" not in program.params, operations
 
 
 def _current(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:

@@ -15,8 +15,8 @@ from spikeloom.energy.rows import Rows
 from spikeloom.energy.rules.elementwise import lead_rows
 from spikeloom.energy.rules.measure import add_call, check_static, level_tally
 from spikeloom.energy.scopes import ROLES, Role
-from spikeloom.neurons.recurrent import Recurrent
-from spikeloom.synapses import layers
+from spikeloom.neurons import Neuron, Recurrent
+from spikeloom.synapses import NormNeuron, layers
 
 if TYPE_CHECKING:
     from spikeloom.energy.run import Run
@@ -36,6 +36,8 @@ def _samples(module: nn.Module, x: Tensor) -> int | None:
 
 
 ROLES[Recurrent] = Role(quiet=True)
+ROLES[Neuron] = Role(opaque=True)
+ROLES[NormNeuron] = Role(opaque=True)
 ROLES[nn.MultiheadAttention] = Role(inner=_samples)
 for _layer in (
     layers.Conv1d,

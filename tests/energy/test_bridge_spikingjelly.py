@@ -367,6 +367,23 @@ def test_containers_that_fold_time() -> None:
     assert [n.folds_into for n in counts.of(NormCount)] == ["0.0"]
 
 
+def test_containers_with_time_last() -> None:
+    """Layers that are mapped over the last axis count as those on time in front."""
+    torch.manual_seed(0)
+    fold = layer.TLastSeqToANNContainer(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3))
+    net = nn.Sequential(fold, layer.TLastMultiStepContainer(neuron.IFNode(v_threshold=0.2))).eval()
+    x = spikes(2, 6, 6)
+    last = x.movedim(0, -1)
+    wanted = nn.Sequential(layer.SeqToANNContainer(*fold), layer.MultiStepContainer(*net[1])).eval()
+    expected, _ = counted(wanted, run_containers(wanted, x))
+    with torch.no_grad():
+        before = run_containers(net, last)()
+    counts, result = counted(net, run_containers(net, last), T=T)
+    assert torch.equal(result, before)
+    same_counts(counts, expected)
+    assert counts.of(NormCount) == expected.of(NormCount)
+
+
 def run_containers(net: nn.Module, x: Tensor) -> Callable[..., Tensor]:
     """All steps at once; every state starts anew."""
 
