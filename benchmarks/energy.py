@@ -2,10 +2,11 @@
 
     python benchmarks/energy.py overhead --device cpu --out benchmarks/results/energy_overhead_cpu.json
     python benchmarks/energy.py overhead --device cuda --out benchmarks/results/energy_overhead_h100.json
-    python benchmarks/energy.py tools --out benchmarks/results/energy_tools.json
+    python benchmarks/energy.py tools --tools-path build/tools --out benchmarks/results/energy_tools.json
 
-`overhead`: wall time and memory of a Spikformer-4-384 at 32 x 32, T=4, counted and not, by turns. `tools`: SpikingJelly,
-syops, NeuroBench and the FLOPs x T x rate rule on the networks of tests/golden, against brute force.
+`overhead`: wall time and memory of a Spikformer-4-384 at 32 x 32, T=4, counted and not, by turns.
+`tools`: SpikingJelly, syops, NeuroBench, sinabs and the FLOPs x T x rate rule on the networks of tests/golden, against
+brute force. What is not installed is said with its pip line; `--tools-path` is the folder that this line makes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 sys.path.append(str(HERE.parent))
 
-from _report import conditions, write  # noqa: E402
+from _report import conditions, show, write  # noqa: E402
 from _spikformer import Spikformer  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--commit", default="", help="the commit to record where there is no git checkout")
+    parser.add_argument("--tools-path", type=Path, help="a folder with counters that are not in this environment")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -49,18 +51,26 @@ def main() -> None:
     device = torch.device(options.device)
     record = conditions(device, HERE.parent, options.commit)
     if options.what == "tools":
+        from _energy_table import counts, missing
         from _energy_tools import compare_tools
 
-        record["rows"] = compare_tools()
+        record["rows"] = compare_tools(options.tools_path)
+        show("AC / MAC of all steps and samples (energy at 0.9 / 4.6 pJ, times exact)", *counts(record["rows"]))
+        for line in missing(record["rows"]):
+            print(line)
     else:
         names = options.dtypes.split(",")
-        record["rows"] = [overhead(device, name, options.batch, options.steps, options.repetitions) for name in names]
+        arguments = options.batch, options.steps, options.repetitions
+        graphs = (False, True) if options.device == "cuda" else (False,)
+        record["rows"] = [overhead(device, name, *arguments, graph) for name in names for graph in graphs]
     if options.out:
         write(options.out, record)
         print(f"wrote {options.out}")
 
 
-def overhead(device: torch.device, dtype_name: str, batch: int, steps: int, repetitions: int) -> dict[str, Any]:
+def overhead(
+    device: torch.device, dtype_name: str, batch: int, steps: int, repetitions: int, graph: bool = False
+) -> dict[str, Any]:
     """Times and memory of one network, counted and not."""
     from spikeloom.energy import count
 
@@ -73,18 +83,20 @@ def overhead(device: torch.device, dtype_name: str, batch: int, steps: int, repe
     with torch.no_grad():
         for turn in range(repetitions + 2):
             plain.append(timed(net, frames))
-            with count(net):
-                net(frames)  # the first batch of a run finds out which layers are static
+            with count(net, cuda_graph=graph):
+                for _ in range(4 if graph else 1):  # the first batches of a run find out what is static, and capture
+                    net(frames)
                 counted.append(timed(net, frames))
             if turn < 2:
                 plain.clear()
                 counted.clear()
-        memory = memory_by_batches(net, frames)
+        memory = memory_by_batches(net, frames, graph)
     ratios = sorted(c / p for c, p in zip(counted, plain, strict=True))
     row = {
         "network": "Spikformer-4-384, 32 x 32",
         "shape": list(frames.shape),
         "dtype": dtype_name,
+        "cuda_graph": graph,
         "plain_ms": statistics.median(plain) * 1e3,
         "counted_ms": statistics.median(counted) * 1e3,
         "ratio": statistics.median(ratios),
@@ -102,7 +114,7 @@ def overhead(device: torch.device, dtype_name: str, batch: int, steps: int, repe
 
 def options_line(row: dict[str, Any]) -> str:
     """What a row measured, in a few words."""
-    return f"{row['network']} {row['shape']} {row['dtype']}"
+    return f"{row['network']} {row['shape']} {row['dtype']}{' cuda_graph' if row['cuda_graph'] else ''}"
 
 
 def settle(net: nn.Module, frames: Tensor) -> None:
@@ -127,7 +139,7 @@ def timed(net: nn.Module, frames: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def memory_by_batches(net: nn.Module, frames: Tensor) -> dict[str, float]:
+def memory_by_batches(net: nn.Module, frames: Tensor, graph: bool) -> dict[str, float]:
     """Peak memory in MiB: plain, and counted after 1, 4 and 16 batches."""
     from spikeloom.energy import count
 
@@ -141,7 +153,7 @@ def memory_by_batches(net: nn.Module, frames: Tensor) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
     net(frames)
     found["plain"] = round(peak(), 1)
-    with count(net):
+    with count(net, cuda_graph=graph):
         for index in range(16 if frames.is_cuda else 4):
             net(frames)
             if index + 1 in (1, 4, 16):

@@ -127,7 +127,7 @@ def _completed(site: Site, name: str, otherwise: str, run: Run) -> IntArray:
 
 def _aux(site: Site, run: Run) -> Aux:
     sizes, dense = run.sizes, site.dense
-    numbers: Mapping[str, int] = {name: int(value) for name, value in dense.items()}
+    numbers: Mapping[str, int] = {name: round(value) for name, value in dense.items()}
     out = _kind(run, site, "out").name if "out" in site.values else "zero"
     if site.op == "neuron":
         spikes = site.array("spikes", sizes)

@@ -84,7 +84,7 @@ class Passes:
         if layout is None:
             layout = self.layouts[key] = _layout(busy, batch, tensors, levels)
         split = [i for i, flag in enumerate(flags) if flag[BEYOND_ONE] and not flag[OVERFLOW]]
-        found = {i: _by_value(held[i]) for i in split}
+        found = dict(zip(split, _by_value([held[i] for i in split]), strict=True))
         self.waiting.append(
             Pass(index, layout, flat, flags, found, [(entry.network_input, entry.coarse) for entry in held])
         )
@@ -131,9 +131,7 @@ def _collect(busy: Sequence[Site], batch: Batch) -> tuple[dict[int, Tensor], dic
     return tensors, levels, tuple(key)
 
 
-def _layout(
-    busy: Sequence[Site], batch: Batch, tensors: dict[int, Tensor], levels: dict[int, Levels]
-) -> Layout:
+def _layout(busy: Sequence[Site], batch: Batch, tensors: dict[int, Tensor], levels: dict[int, Levels]) -> Layout:
     ends = np.cumsum([tensor.numel() for tensor in tensors.values()]).tolist()
     where = {key: slice(end - t.numel(), end) for (key, t), end in zip(tensors.items(), ends, strict=True)}
     number = {key: i for i, key in enumerate(levels)}
@@ -172,7 +170,10 @@ def _check_sizes(site: Site, batch: Batch) -> None:
 def _settle(site: Site) -> None:
     """Judge what holds for all passes: whether a normalisation folds, whether the input changed over time."""
     if (origins := site.facts.pop("origins", None)) is not None:
-        lone = all(o is not None and o.consumers == 1 and o.site.facts["operands"] == "param" for o in origins)
+        lone = all(
+            o is not None and o.consumers == sum(p is o for p in origins) and o.site.facts["operands"] == "param"
+            for o in origins
+        )
         site.facts["folds_into"] = origins[0].site.name if lone and site.facts.get("folds_into", "") != () else ()
     if site.static_flags:
         unchanged = bool(torch.stack(site.static_flags).all())
@@ -216,12 +217,23 @@ def _flat(tensors: Sequence[Tensor]) -> IntArray:
     return joined.to(torch.int64).cpu().numpy()
 
 
-def _by_value(levels: Levels) -> dict[float, IntArray]:
-    """|value| -> counts [rows]; a transfer of its own, for tensors of more than zeros and ones."""
-    keys = levels.table.keys.cpu().numpy().view(np.float64)
-    slots = np.flatnonzero(levels.sums.any(0).cpu().numpy())
-    columns = levels.sums[:, torch.from_numpy(slots).to(levels.sums.device)].cpu().numpy()
-    return {float(slot) if slot <= SMALL else float(keys[slot]): columns[:, i] for i, slot in enumerate(slots)}
+def _by_value(split: Sequence[Levels]) -> list[dict[float, IntArray]]:
+    """|value| -> counts [rows] of tensors of more than zeros and ones, with three transfers for all of a device."""
+    results: list[dict[float, IntArray]] = [{}] * len(split)
+    for device in {levels.sums.device for levels in split}:
+        places = [i for i, levels in enumerate(split) if levels.sums.device == device]
+        keys = torch.stack([split[i].table.keys for i in places]).cpu().numpy().view(np.float64)
+        used = torch.stack([split[i].sums.any(0) for i in places]).cpu().numpy()
+        slots = [np.flatnonzero(mask) for mask in used]
+        columns = [split[i].sums[:, torch.from_numpy(found).to(device)] for i, found in zip(places, slots, strict=True)]
+        flat, start = _flat(columns), 0
+        for i, found, column, key in zip(places, slots, columns, keys, strict=True):
+            array = flat[start : start + column.numel()].reshape(column.shape)
+            start += column.numel()
+            results[i] = {
+                float(slot) if slot <= SMALL else float(key[slot]): array[:, n] for n, slot in enumerate(found)
+            }
+    return results
 
 
 def _check_finite(sites: Sequence[Site], levels: dict[int, Levels], flags: IntArray) -> None:
@@ -233,4 +245,3 @@ def _check_finite(sites: Sequence[Site], levels: dict[int, Levels], flags: IntAr
                 f"{site.name or site.op} ({site.op}) read a NaN or an infinity: energy cannot be counted for a "
                 "network that has diverged; look at its weights and inputs first"
             )
-

@@ -37,6 +37,13 @@ class Batch:
         """The first two axes of a tensor with the steps of the running call."""
         return (self.steps, self.B) if self.order == "TB" else (self.B, self.steps)
 
+    def order_of(self, shape: Sequence[int]) -> str | None:
+        """How a tensor with all steps of the running call holds them: as the user's do, or the other way; None: neither."""
+        lead = tuple(shape[:2])
+        if lead == self.sizes:
+            return self.order
+        return self.order[::-1] if self.order == "BT" and lead == self.sizes[::-1] else None
+
     def rows(self, order: str) -> Rows:
         """The arrangement of a tensor with all steps of the running call."""
         return Rows("multi" if self.steps == self.T else "step", self.steps * self.B, order)
@@ -63,32 +70,31 @@ def arrange(batch: Batch, lead: str | None, order: str, leading: int) -> Rows:
 
 
 class Lead(NamedTuple):
-    """What a module's input shape says: `multi` or `step`, the order of T and B, and for [L, samples, ...] the samples."""
+    """What a module's input shape says: `multi` or `step`, the order of T and B (None: as around it), and for
+    [L, samples, ...] the samples."""
 
     lead: str
-    order: str
+    order: str | None
     inner: int | None = None
 
 
 def lead_of(shape: Sequence[int], batch: Batch) -> Lead | None:
     """`multi` for [T, B, ...] and [T B, ...], `step` for [B, ...], either with `inner` for [L, T B, ...] and [L, B, ...]."""
     T, B = batch.steps, batch.B
-    if len(shape) >= 2 and tuple(shape[:2]) == batch.sizes:
-        return Lead("multi", batch.order)
+    if (order := batch.order_of(shape)) is not None:
+        return Lead("multi", order)
     if len(shape) >= 2 and shape[0] == T * B:
-        return Lead("multi", batch.order)
+        return Lead("multi", None)
     if len(shape) >= 1 and shape[0] == B:
-        return Lead("step", batch.order)
+        return Lead("step", None)
     if len(shape) == 3 and shape[1] == T * B:
-        return Lead("multi", batch.order, T * B)
+        return Lead("multi", None, T * B)
     if len(shape) == 3 and shape[1] == B:
-        return Lead("step", batch.order, B)
+        return Lead("step", None, B)
     return None
 
 
-def to_steps(
-    calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch
-) -> tuple[dict[str, IntArray], bool]:
+def to_steps(calls: Sequence[tuple[Rows, Mapping[str, IntArray]]], batch: Batch) -> tuple[dict[str, IntArray], bool]:
     """Sum a layer's calls over P passes, arrays [P, rows] by name, to [P, T, B], or to [P, 1, 1] if a call is `whole`.
 
     Returns:
@@ -114,6 +120,7 @@ def to_steps(
             if rows.lead == "multi":
                 total += folded
             else:
-                np.add.at(total, (slice(None), np.arange(seen, seen + length) // per_step), folded)
+                for t in range(length):
+                    total[:, (seen + t) // per_step] += folded[:, t]
         seen += length * (rows.lead == "step")
     return totals, known

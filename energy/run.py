@@ -17,6 +17,7 @@ from spikeloom.energy.kinds import MAX_LEVELS
 from spikeloom.energy.marks import Mark, Marks
 from spikeloom.energy.meter import Functions, Meter
 from spikeloom.energy.passes import Passes
+from spikeloom.energy.replay import Replay
 from spikeloom.energy.rows import Batch
 from spikeloom.energy.rules.neurons import count_program
 from spikeloom.energy.scopes import Scopes
@@ -50,8 +51,10 @@ class Run:
         strict: bool,
         max_levels: int,
         weights: Sequence[Tensor],
+        cuda_graph: bool,
     ) -> None:
         self.model = model
+        self._cuda_graph = cuda_graph
         self.strict = strict
         self.max_levels = max_levels
         self.kinds = dict(kinds)
@@ -81,6 +84,8 @@ class Run:
         self._stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
         torch.clear_autocast_cache()  # a cast made before is not known to be a weight
+        if self._cuda_graph:
+            self._stack.enter_context(self._replayed())
         self.scopes.enter(self.model)
         self._stack.callback(self.scopes.leave)
         self._stack.enter_context(watching(self))
@@ -93,6 +98,21 @@ class Run:
         if self.current is not None and kind is None:
             self._close()
         self._drop()
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        """Put `Replay` in the place of the model's forward."""
+        model = self.model
+        assert model is not None
+        own = model.__dict__.get("forward")
+        model.forward = Replay(self, model.forward)
+        try:
+            yield
+        finally:
+            if own is None:
+                del model.forward
+            else:
+                model.forward = own
 
     @contextmanager
     def batch(self, T: int, B: int | None = None) -> Iterator[None]:
@@ -176,8 +196,8 @@ class Run:
             return Batch(self._T, shape[0], axes, self._T)
         if len(shape) < 2:
             raise ValueError(
-                f"the model was called with a tensor of shape {list(shape)}; expected [T, B, ...]. For a network that loops "
-                "over time itself give count(model, T=...)"
+                f"the model was called with a tensor of shape {list(shape)}; expected [T, B, ...]. For a network "
+                "that loops over time itself give count(model, T=...)"
             )
         T, B = shape[axes.index("T")], shape[axes.index("B")]
         return Batch(T, B, axes, T)
@@ -186,8 +206,8 @@ class Run:
         if self.sizes and self.sizes[0][0] != batch.T:
             self._drop()
             raise ValueError(
-                f"a batch of {batch.T} time steps after batches of {self.sizes[0][0]}: one run has one number of steps; count "
-                "the others in a run of their own"
+                f"a batch of {batch.T} time steps after batches of {self.sizes[0][0]}: one run has one number of steps; "
+                "count the others in a run of their own"
             )
         self.current = batch
         self.scopes.restart()
@@ -327,6 +347,7 @@ def count(
     strict: bool = False,
     max_levels: int = MAX_LEVELS,
     weights: Sequence[Tensor] = (),
+    cuda_graph: bool = False,
 ) -> Run:
     """Count the synaptic operations of everything that a model does inside a `with` block.
 
@@ -347,10 +368,14 @@ def count(
         strict: raise on an operation without a counting rule instead of listing it.
         max_levels: integers up to this size are spikes, beyond they are analogue values.
         weights: tensors that are weights though no module owns them.
+        cuda_graph: on a GPU, capture the model and the counting with it, and replay; many times faster, for models that
+            do the same at every call (`energy/replay.py`).
 
     Raises:
-        ValueError: unknown axes or kinds.
+        ValueError: unknown axes or kinds; cuda_graph without a model.
     """
+    if cuda_graph and model is None:
+        raise ValueError("cuda_graph=True captures a model; give one, count(model, cuda_graph=True)")
     if axes not in ("TB", "BT"):
         raise ValueError(f"axes={axes!r}; expected 'TB' (time first) or 'BT'")
     if T is not None and T < 1:
@@ -358,4 +383,13 @@ def count(
     for name, kind in (kinds or {}).items():
         if kind not in KINDS:
             raise ValueError(f"kinds[{name!r}] = {kind!r}; expected one of {', '.join(KINDS)}")
-    return Run(model, T=T, axes=axes, kinds=kinds or {}, strict=strict, max_levels=max_levels, weights=weights)
+    return Run(
+        model,
+        T=T,
+        axes=axes,
+        kinds=kinds or {},
+        strict=strict,
+        max_levels=max_levels,
+        weights=weights,
+        cuda_graph=cuda_graph,
+    )

@@ -153,10 +153,10 @@ class Scopes:
         x = next((a for a in args if isinstance(a, Tensor)), None)
         if x is not None:
             if (found := lead_of(x.shape, run.current)) is not None:
-                scope.lead, scope.order, scope.inner = found
+                scope.lead, scope.order, scope.inner = found.lead, found.order or above.order, found.inner
             if role.order is not None and scope.lead == "multi":
                 scope.order = role.order(x)
-            if role.inner is not None and tuple(x.shape[:2]) != run.current.sizes:
+            if role.inner is not None and run.current.order_of(x.shape) is None:
                 scope.inner = role.inner(module, x)
         if role.begin is not None:
             scope.kept = role.begin(module, args)

@@ -21,7 +21,7 @@ Table = NDArray[np.int64]
 
 @lru_cache(maxsize=4096)
 def conv_table(size: int, kernel: int, stride: int, pad: int, dilation: int, out: int) -> Table:
-    """[size, kernel]: 1 where input position p meets tap k of a convolution, at output (p + pad - k dilation) / stride."""
+    """[size, kernel]: 1 where input position p meets tap k of a convolution, output (p + pad - k dilation) / stride."""
     n = np.arange(size)[:, None] + pad - np.arange(kernel)[None] * dilation
     return ((n >= 0) & (n % stride == 0) & (n // stride < out)).astype(np.int64)
 

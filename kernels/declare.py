@@ -87,9 +87,12 @@ class Step:
         runtime = {n: v if isinstance(v, Tensor) else float(v) for n, v in merged.items() if _is_runtime(v)}
         return runtime, {n: v for n, v in merged.items() if not _is_runtime(v)}
 
-    @torch.compiler.assume_constant_result
     def program(self, structure: Mapping[str, Any]) -> Program:
         """The recorded step for structural parameters; the other parameters become run-time leaves."""
+        return self._recorded(structure)
+
+    @torch.compiler.assume_constant_result
+    def _recorded(self, structure: Mapping[str, Any]) -> Program:
         key = tuple((n, structure[n]) for n in self.defaults if n in structure)
         if key not in self._programs:
             runtime = [n for n in self.defaults if n not in structure]

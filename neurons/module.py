@@ -97,7 +97,7 @@ class NeuronStep(Step):
     def program(self, structure: Mapping[str, Any]) -> Program:
         """The recorded step for structural parameters; says which of them a step cannot be recorded with."""
         try:
-            return super().program(structure)
+            return self._recorded(structure)  # not super(): torch.compile takes a method of self for a constant only
         except TypeError as error:
             unusual = {n: v for n, v in structure.items() if self.defaults[n] is not v}
             if not unusual:

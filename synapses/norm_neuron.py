@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from spikeloom.kernels import weave
 from spikeloom.kernels.norm import Running, norm_weave
-from spikeloom.kernels.norm.programs import SCALE, SHIFT, fused
+from spikeloom.kernels.norm.programs import fused
 from spikeloom.kernels.program import Program
+from spikeloom.kernels.weaving import SCALE, SHIFT
 from spikeloom.neurons import Neuron
 
 

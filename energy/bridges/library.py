@@ -25,7 +25,7 @@ class Call:
 
     Attributes:
         name: of the module in the network.
-        multi: the call was all time steps, [T, B, ...]; False: one of them, [B, ...].
+        multi: the call was all time steps, [T, B, ...]; False: one of them, [B, ...]; None: its shape says.
         kept: what `begin` returned before the call.
     """
 
@@ -34,7 +34,7 @@ class Call:
     name: str
     args: tuple[Any, ...]
     output: Any
-    multi: bool
+    multi: bool | None
     kept: Any
 
     @property
@@ -60,7 +60,7 @@ Describe = Callable[[Call], NeuronFacts]
 def add_neuron(
     kind: type[nn.Module],
     describe: Describe,
-    multi: Callable[[Any], bool],
+    multi: Callable[[Any], bool | None],
     *,
     silent: bool = False,
     begin: Callable[[Any, tuple[Any, ...]], Any] | None = None,
@@ -71,7 +71,7 @@ def add_neuron(
     Args:
         kind: the class; subclasses are included.
         describe: the facts of a call; of silent ones it also counts the linear operations, with `count_weight`.
-        multi: whether a module's calls are all time steps or one.
+        multi: whether a module's calls are all time steps or one; None if it has no states and does not care.
         silent: see `Role`.
         begin, states: see `Role`.
     """
@@ -112,11 +112,13 @@ def _placed(call: Call, facts: NeuronFacts) -> NeuronFacts:
             scope.lead, scope.order = "multi", "TB"
             return replace(facts, current=facts.current.flatten(0, 1), spikes=facts.spikes.flatten(0, 1))
         return facts
+    if call.multi is None:
+        return facts
     if shape[0] % B or (shape[0] == T and T != B):
         raise ValueError(
-            f"{call.name or 'the model'} ({type(call.module).__name__}) works on one time step [B, ...] per call and gave "
-            f"{list(shape)}, in a batch of T={T} steps of B={B} samples. Where time is a loop around the network, put the "
-            "loop into `with run.batch(T=..., B=...):`; where it is a loop inside, give count(net, T=...)"
+            f"{call.name or 'the model'} ({type(call.module).__name__}) takes one time step [B, ...] per call and gave "
+            f"{list(shape)}, in a batch of T={T} steps of B={B} samples. Where time is a loop around the network, put "
+            "the loop into `with run.batch(T=..., B=...):`; where it is a loop inside, give count(net, T=...)"
         )
     scope.lead = "step"
     return facts

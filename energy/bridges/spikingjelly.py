@@ -1,7 +1,7 @@
 """SpikingJelly 2.0: modules say in `step_mode` whether a call is one time step ("s") or all of them ("m").
 
-Its layers are torch's with time folded into the batch and need no role. Where the parts of a recurrent network have no
-state between two calls of the network, `functional.reset_net` may be called inside or outside of the counted block.
+Its layers are torch's with time folded into the batch and need no role. `functional.reset_net` may be called inside or
+outside of the counted block; what is not reset goes on from the batch before, and is counted as it runs.
 """
 
 from __future__ import annotations
@@ -105,12 +105,14 @@ def register() -> None:
     layers(rnn, ("SpikingRNNBase",), Role(finish=_put_in_order))
 
 
-def _all_steps(module: Any) -> bool:
-    """Classes for sequences alone need not have a `step_mode`."""
-    return bool(getattr(module, "step_mode", "m") == "m")
+def _all_steps(module: Any) -> bool | None:
+    """Classes for sequences alone need not have a `step_mode`; a few-spike neuron ends its steps within a call."""
+    if getattr(module, "step_mode", "m") == "m":
+        return True
+    return None if _class(module) == "FewSpikeNode" else False
 
 
-# --- neurons -----------------------------------------------------------------------------------------------------------
+# --- neurons ----------------------------------------------------------------------------------------------------------
 
 
 def _class(module: nn.Module) -> str:
@@ -161,7 +163,7 @@ def _connected(call: Call) -> NeuronFacts:
     return _facts(call, current, call.first)
 
 
-# --- parallel neurons --------------------------------------------------------------------------------------------------
+# --- parallel neurons -------------------------------------------------------------------------------------------------
 
 
 def _parallel(call: Call) -> NeuronFacts:
@@ -195,7 +197,7 @@ def _windows(call: Call) -> Iterator[tuple[Tensor, Tensor]]:
         yield x[seen].movedim(0, -1), weight[t, seen]
 
 
-# --- recurrent networks, containers, normalisation ---------------------------------------------------------------------
+# --- recurrent networks, containers, normalisation --------------------------------------------------------------------
 
 
 def _vanilla(call: Call) -> NeuronFacts:
@@ -227,7 +229,9 @@ def _fold_last(module: Any, args: tuple[Any, ...]) -> None:
 
     Twice does no harm: such a map refuses random layers and normalisations that follow statistics.
     """
-    nn.Sequential.forward(module, args[0].movedim(-1, 0).flatten(0, 1))
+    x = args[0].movedim(-1, 0).flatten(0, 1)
+    for child in module:
+        x = child(x)
 
 
 def _mark(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

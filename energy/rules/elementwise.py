@@ -15,6 +15,7 @@ from spikeloom.energy.rows import Rows
 from spikeloom.energy.rules.measure import (
     add_call,
     level_tally,
+    on_device,
     pair_events,
     place_name,
     rows_of,
@@ -37,8 +38,8 @@ def shape_rows(run: Run, shape: Sequence[int]) -> Rows:
     """The same by shape."""
     batch = run.current
     assert batch is not None
-    if len(shape) >= 2 and tuple(shape[:2]) == batch.sizes and run.scopes.now.lead != "step":
-        return batch.rows(batch.order)
+    if (order := batch.order_of(shape)) is not None and run.scopes.now.lead != "step":
+        return batch.rows(order)
     if len(shape) >= 2 and shape[0] == 1 and shape[1] == batch.B:  # a single step that kept its axis
         return Rows("step", batch.B)
     return rows_of(run, shape[0] if shape else 1)
@@ -196,7 +197,7 @@ def pool_rule(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
     names = [a.name for a in func._schema.arguments]
     given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     given |= dict(zip(names, args, strict=False)) | kwargs
-    x = given.get("self", given.get("input"))
+    x: Tensor = given["self"]
     result = func(*args, **kwargs)
     out = result[0] if isinstance(result, tuple) else result
     kernel = given["kernel_size"]
@@ -253,7 +254,7 @@ def _pool(run: Run, op: str, func: Any, args: Any, kwargs: Any, x: Tensor, resul
         rows = lead_rows(run, x)
         inner = math.prod(x.shape[x.dim() - len(tables) :])
         laid = x.contiguous()
-        fan = torch.from_numpy(space.fan()).to(x.device)
+        fan = on_device(site, "fan", tuple(t.tobytes() for t in tables), space.fan, x)
         counted = tally(laid, laid.numel() // rows.count // inner, inner, fan=fan)
     dense = {
         "dense": laid.numel() // inner // rows.count * space.dense(),

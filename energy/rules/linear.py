@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeloom.energy.counts import Geometry
@@ -18,6 +19,7 @@ from spikeloom.energy.rules.measure import (
     check_static,
     level_tally,
     levels_of,
+    on_device,
     param_name,
     place_name,
     rows_of,
@@ -69,11 +71,6 @@ def _product(run: Run, func: Any, args: Any, kwargs: Any, a: Tensor, b: Tensor, 
     left, right = marks.of(a), marks.of(b)
     if isinstance(run.scopes.now.module, nn.Linear) and left.weight == right.weight:
         left, right = Mark(network_input=left.network_input), Mark(weight=True, name=right.name)
-    if left.weight and right.weight and run.scopes.now.quiet:  # in a cell, a constant is the state that it starts from
-        if left.name is None:
-            left = Mark()
-        elif right.name is None:
-            right = Mark()
     if left.weight and right.weight and left.constant != right.constant:
         state = a if left.constant else b
         assert run.current is not None
@@ -258,7 +255,7 @@ def _count_convolution(run: Run, given: dict[str, Any], mark: Mark, role: Mark, 
     factors = dict.fromkeys(factors, fan_out)
     taps = _taps(weight, role, groups, transposed)
     if taps is not None:
-        counts["sop_nz"] = _pruned_taps(x, rows, space.weighted(taps))
+        counts["sop_nz"] = _pruned_taps(site, x, rows, space, taps)
     check_static(run, site, [x], rows)
     taps_per_output = math.prod(weight.shape[2:])
     inputs, outputs = images * channels * space.numel(), images * out_channels * math.prod(out)
@@ -297,15 +294,13 @@ def _count_fan(site: Site, x: Tensor, mark: Mark, rows: Rows, space: Space, run:
     """Events, taps met per row, and the same by value; names of what is still to be multiplied by outputs per group."""
     fan = space.fan()
     if (fan == 1).all():
-        events, levels = level_tally(run, site, "a", x, mark, rows)
-        return {"sop": events, "events": events}, ("sop", "levels.a"), {"a": levels}
+        events, only = level_tally(run, site, "a", x, mark, rows)
+        return {"sop": events, "events": events}, ("sop", "levels.a"), {"a": only}
     laid, outer, inner, last = _channel_layout(x, rows)
-    key = ("fan", fan.tobytes(), str(x.device), outer if last else inner)
-    if site.facts.get("fan.key") != key:
-        tiled = np.tile(fan, outer // len(fan)) if last else fan
-        site.facts["fan.key"], site.facts["fan"] = key, torch.from_numpy(tiled).to(x.device)
+    key = (fan.tobytes(), last, outer if last else inner)
+    weights = on_device(site, "fan", key, lambda: np.tile(fan, outer // len(fan)) if last else fan, x)
     table = table_of(site, "a", x.device)
-    counted = tally(laid, outer, inner, table=table, fan=site.facts["fan"], fan_on="outer" if last else "inner")
+    counted = tally(laid, outer, inner, table=table, fan=weights, fan_on="outer" if last else "inner")
     levels = {"a": levels_of(counted, table, x, mark, rows)}
     if (fan == 0).any():  # values that a stride skips count for the kind all the same
         levels["a+"] = level_tally(run, site, "a+", x, mark, rows)[1]
@@ -331,11 +326,16 @@ def _taps(weight: Tensor, role: Mark, groups: int, transposed: bool) -> Any:
     return role.memo[key]
 
 
-def _pruned_taps(x: Tensor, rows: Rows, weights: Any) -> Tensor:
-    """Terms with a non-zero weight per row, for a weight map [C, positions]."""
+def _pruned_taps(site: Site, x: Tensor, rows: Rows, space: Space, taps: NDArray[np.int64]) -> Tensor:
+    """Terms with a non-zero weight per row."""
     laid, outer, inner, last = _channel_layout(x, rows)
     images = x.shape[0] // rows.count
-    pattern = np.tile((weights.T if last else weights).reshape(-1), images).astype(np.int32)
-    pruned = tally(laid, outer, inner, pruned=torch.from_numpy(pattern).to(x.device)).pruned
+
+    def pattern() -> NDArray[np.int32]:
+        weights = space.weighted(taps)  # [C, positions]
+        return np.tile((weights.T if last else weights).reshape(-1), images).astype(np.int32)
+
+    key = (taps.tobytes(), tuple(table.tobytes() for table in space.tables), last, images)
+    pruned = tally(laid, outer, inner, pruned=on_device(site, "pruned", key, pattern, x)).pruned
     assert pruned is not None
     return pruned

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeloom.energy.marks import Mark
@@ -40,7 +42,7 @@ def lay(run: Run, x: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
     batch = run.current
     assert batch is not None
     candidates = [(x, rows)]
-    if x.dim() >= 2 and tuple(x.shape[:2]) == batch.sizes and rows.count == batch.steps * batch.B:
+    if batch.order_of(x.shape) == rows.order and rows.count == batch.steps * batch.B:
         candidates.append((x.transpose(0, 1), replace(rows, order=rows.order[::-1])))
     for seen, order in candidates:
         kept, product = 0, 1
@@ -48,7 +50,7 @@ def lay(run: Run, x: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
             product *= seen.shape[kept]
             kept += 1
         if product % rows.count == 0:
-            inside = seen.permute(*range(kept), *sorted(range(kept, seen.dim()), key=lambda d: -seen.stride(d)))
+            inside = seen.permute(*range(kept), *sorted(range(kept, seen.dim()), key=seen.stride, reverse=True))
             if inside.is_contiguous():
                 return inside, order
     return x.contiguous(), rows
@@ -139,7 +141,7 @@ def check_static(run: Run, site: Site, operands: Sequence[Tensor], rows: Rows) -
             for x in operands:
                 steps = x.reshape(*sizes, -1)
                 first = steps.select(axis, 0)
-                if not torch.equal(first[0], steps.select(axis, 1)[0]):
+                if site.static is None and not torch.equal(first[0], steps.select(axis, 1)[0]):
                     site.static, site.static_flags = False, []
                     return
                 site.static_flags.append((steps == first.unsqueeze(axis)).all())
@@ -192,6 +194,15 @@ def _is_operation(module: nn.Module | None) -> bool:
     return any(
         base.__module__.startswith("torch.nn.modules.") for base in type(module).__mro__ if base is not nn.Module
     )
+
+
+def on_device(site: Site, name: str, key: Hashable, array: Callable[[], NDArray[np.int32]], like: Tensor) -> Tensor:
+    """An array on a tensor's device, kept at the site until its key changes."""
+    full = (key, like.device)
+    if site.facts.get(f"{name}.key") != full:
+        site.facts[f"{name}.key"], site.facts[name] = full, torch.from_numpy(array()).to(like.device)
+    kept: Tensor = site.facts[name]
+    return kept
 
 
 def add_call(site: Site, rows: Rows, counts: dict[str, Tensor], **rest: Any) -> Call:

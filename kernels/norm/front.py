@@ -13,10 +13,9 @@ from spikeloom.kernels import reference
 from spikeloom.kernels.call import checkpoint_distance
 from spikeloom.kernels.norm import finish, op
 from spikeloom.kernels.norm.finish import Running
-from spikeloom.kernels.norm.programs import SCALE, SHIFT
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.watch import WATCHERS
-from spikeloom.kernels.weaving import prepare
+from spikeloom.kernels.weaving import SCALE, SHIFT, prepare
 
 __all__ = ["norm_weave"]
 

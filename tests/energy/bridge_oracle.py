@@ -18,7 +18,7 @@ from spikeloom.energy import Counts, Run, count
 from spikeloom.energy.counts import NeuronCount
 
 IntArray = NDArray[np.int64]
-LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass
@@ -43,7 +43,7 @@ def record(net: nn.Module, neurons: tuple[type, ...], call: Callable[[], Any]) -
             found.spikes[name] = []
             handles.append(
                 module.register_forward_hook(
-                    lambda _, __, out, kept=found.spikes[name]: kept.append((out[0] if isinstance(out, tuple) else out).clone())
+                    lambda _, __, out, kept=found.spikes[name]: kept.append(first(out).clone())
                 )
             )
     with torch.no_grad():
@@ -53,6 +53,11 @@ def record(net: nn.Module, neurons: tuple[type, ...], call: Callable[[], Any]) -
     return found, result
 
 
+def first(output: Any) -> Tensor:
+    """A module's output, or the first of several."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def terms(module: nn.Module, x: Tensor) -> Tensor:
     """Terms of the non-zero elements of x [rows, ...] in a linear module, per row, int64."""
     there = (x != 0).double()
@@ -60,12 +65,8 @@ def terms(module: nn.Module, x: Tensor) -> Tensor:
         return there.flatten(1).sum(1).long() * module.out_features
     assert isinstance(module, nn.modules.conv._ConvNd)
     ones = torch.ones_like(module.weight, dtype=torch.float64)
-    options: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    if isinstance(module, nn.ConvTranspose2d):
-        out = functional.conv_transpose2d(there, ones, output_padding=module.output_padding, groups=module.groups, **options)
-    else:
-        conv = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[x.dim()]
-        out = conv(there, ones, groups=module.groups, **options)
+    conv = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[x.dim()]
+    out = conv(there, ones, None, module.stride, module.padding, module.dilation, module.groups)
     return out.flatten(1).sum(1).round().long()
 
 
@@ -122,8 +123,8 @@ def same_counts(a: Counts, b: Counts, names: dict[str, str] | None = None) -> No
     names = names or {}
     assert [names.get(x.name, x.name) for x in a.layers] == [x.name for x in b.layers]
     for mine, other in zip(a.layers, b.layers, strict=True):
-        assert (mine.op, mine.kind, mine.dense_exact, mine.bias_adds) == (other.op, other.kind, other.dense_exact, other.bias_adds)
-        assert (mine.in_numel, mine.out_numel, mine.static_input) == (other.in_numel, other.out_numel, other.static_input)
+        for field_ in ("op", "kind", "quantum", "dense_exact", "bias_adds", "in_numel", "out_numel", "static_input"):
+            assert getattr(mine, field_) == getattr(other, field_), f"{field_} of {mine.name}"
         np.testing.assert_array_equal(mine.sop, other.sop, mine.name)
         np.testing.assert_array_equal(mine.events, other.events, mine.name)
     for left, right in zip(a.of(NeuronCount), b.of(NeuronCount), strict=True):
@@ -137,3 +138,23 @@ def counted(net: nn.Module, call: Callable[[Run], Any], **options: Any) -> tuple
     with torch.no_grad(), count(net, strict=True, **options) as run:
         result = call(run)
     return run.counts(), result
+
+
+def over_time(net: nn.Module, x: Tensor, whole: bool, reset: Callable[[], Any]) -> Callable[..., Tensor]:
+    """The call on x [T, B, ...], at once or by a loop over time; under a run, the loop is one batch."""
+
+    def call(run: Run | None = None) -> Tensor:
+        reset()
+        if whole:
+            return first(net(x))
+        if run is None:
+            return torch.stack([first(net(step)) for step in x])
+        with run.batch(T=x.shape[0], B=x.shape[1]):
+            return torch.stack([first(net(step)) for step in x])
+
+    return call
+
+
+def random_spikes(*shape: int, rate: float = 0.4, seed: int = 0) -> Tensor:
+    """Zeros and ones."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < rate).float()

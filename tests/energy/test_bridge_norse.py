@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spikeloom_tests.energy.bridge_oracle import check, counted, record, same_counts
+from spikeloom_tests.energy.bridge_oracle import check, counted, random_spikes, record, same_counts
 from torch import Tensor, nn
 
 from spikeloom import neurons as loom
@@ -24,11 +24,6 @@ from norse.torch.module import exp_filter, snn  # noqa: E402
 T, B = 5, 3
 CELLS = (snn.SNNCell, snn.SNN)
 LOW = norse.LIFParameters(v_th=torch.as_tensor(0.05))
-
-
-def spikes(*shape: int, rate: float = 0.4, seed: int = 0) -> Tensor:
-    """Random spikes [T, B, *shape]."""
-    return (torch.rand(T, B, *shape, generator=torch.Generator().manual_seed(seed)) < rate).float()
 
 
 def layers() -> list[nn.Module]:
@@ -70,7 +65,7 @@ def stepped(net: nn.Module, x: Tensor) -> Callable[..., Tensor]:
 
 
 def test_sequence_and_steps_agree() -> None:
-    x = spikes(2, 8, 8)
+    x = random_spikes(T, B, 2, 8, 8)
     by_step, whole = cell_net(), sequence_net()
     whole.load_state_dict({name.replace(".", ".lifted_module."): v for name, v in by_step.state_dict().items()})
     recorded, before = record(by_step, CELLS, stepped(by_step, x))
@@ -95,20 +90,24 @@ def test_same_as_the_same_network_in_the_loom() -> None:
     ours = nn.Sequential(synapses.Linear(6, 8), loom.IF(), synapses.Linear(8, 3), loom.IF())
     for index in (0, 2):
         ours[index].load_state_dict(net[index].state_dict())
-    x = spikes(6)
+    x = random_spikes(T, B, 6)
     counts, result = counted(net, stepped(net, x))
     wanted, same = counted(ours, lambda run: ours(x))
     assert torch.equal(result, same)
     same_counts(counts, wanted)
 
 
-# --- neurons -----------------------------------------------------------------------------------------------------------
+# --- neurons ----------------------------------------------------------------------------------------------------------
 
 BOX = norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0))
 SOFT = norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0), reset_method=reset_subtract)
 LSNN = norse.LSNNParameters(v_th=torch.as_tensor(0.05))
 LEARNED = norse.LSNNParameters(
-    **{name: nn.Parameter(torch.as_tensor(value)) for name, value in LSNN._asdict().items() if name not in ("method", "alpha")}
+    **{
+        name: nn.Parameter(torch.as_tensor(value))
+        for name, value in LSNN._asdict().items()
+        if name not in ("method", "alpha")
+    }
 )
 REFRACTORY = norse.LIFRefracParameters(lif=LOW, rho_reset=torch.as_tensor(1.0))
 KINDS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
@@ -137,7 +136,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_neurons(name: str) -> None:
     build, model, states = KINDS[name]
-    node, x = build(), 2 * spikes(4, 2)
+    node, x = build(), 2 * random_spikes(T, B, 4, 2)
     cell = "Cell" in name
     call = stepped(node, x) if cell else lambda run=None: node(x)[0]
     with torch.no_grad():
@@ -182,7 +181,7 @@ def test_recurrent_neurons(name: str) -> None:
     """Input weights read the input, recurrent weights the spikes of the last step, none before the first."""
     build, model, states = RECURRENT[name]
     torch.manual_seed(0)
-    net, x = norse.SequentialState(build()), spikes(4)
+    net, x = norse.SequentialState(build()), random_spikes(T, B, 4)
     call = stepped(net, x) if "Cell" in name else lambda run=None: net(x)[0]
     with torch.no_grad():
         before = call()
@@ -204,7 +203,9 @@ def test_recurrent_neurons(name: str) -> None:
     current = nn.functional.linear(x, cell.input_weights) + nn.functional.linear(last, cell.recurrent_weights)
     np.testing.assert_array_equal(entry.touched, (current != 0).sum(2).numpy())
     assert before.any() or "Ex" in name or "Izh" in name
-    assert {layer.name for layer in counts.layers} - {forward.name, back.name} == ({"0.g_coupling"} if "MC" in name else set())
+    assert {layer.name for layer in counts.layers} - {forward.name, back.name} == (
+        {"0.g_coupling"} if "MC" in name else set()
+    )
 
 
 def test_touched_needs_the_recurrent_current() -> None:
@@ -220,10 +221,10 @@ def test_touched_needs_the_recurrent_current() -> None:
 
 
 def test_conductance_synapses_count_once() -> None:
-    """Positive and negative weights act on different conductances, in products of their own; a spike meets one of them."""
+    """Positive and negative weights act on different conductances, in two products; a spike meets one of them."""
     torch.manual_seed(0)
     net = norse.CobaLIFCell(4, 6)
-    x = spikes(4)
+    x = random_spikes(T, B, 4)
     with torch.no_grad():
         net.recurrent_weights[0] = 0.0
         before = stepped(net, x)()
@@ -239,7 +240,7 @@ def test_conductance_synapses_count_once() -> None:
 
 def test_linear_read_outs() -> None:
     torch.manual_seed(0)
-    x = spikes(4)
+    x = random_spikes(T, B, 4)
     net = norse.SequentialState(norse.LILinearCell(4, 3))
     counts, _ = counted(net, stepped(net, x))
     (layer,) = counts.layers
@@ -261,7 +262,7 @@ def test_correlation_cell_takes_its_weights_as_arguments() -> None:
     torch.manual_seed(0)
     cell = norse.LIFCorrelation(4, 6, norse.LIFCorrelationParameters(lif_parameters=LOW))
     first, back = (nn.Parameter(torch.rand(6, n)) for n in (4, 6))
-    x = spikes(4)[:, :1]  # the cell works on one sample
+    x = random_spikes(T, B, 4)[:, :1]  # the cell works on one sample
 
     def call() -> Tensor:
         state, out = None, []
@@ -281,7 +282,7 @@ def test_correlation_cell_takes_its_weights_as_arguments() -> None:
     assert before.any()
 
 
-# --- layers, encoders --------------------------------------------------------------------------------------------------
+# --- layers, encoders -------------------------------------------------------------------------------------------------
 
 
 def test_convolution_with_time_last() -> None:
@@ -293,7 +294,7 @@ def test_convolution_with_time_last() -> None:
     with torch.no_grad():
         plain.weight.copy_(net[0].weight.squeeze(-1))
     wanted = nn.Sequential(norse.Lift(plain), norse.Lift(nn.BatchNorm2d(4))).eval()
-    x = spikes(2, 7, 7)
+    x = random_spikes(T, B, 2, 7, 7)
     with torch.no_grad():
         before = net(x)
     counts, result = counted(net, lambda run: net(x))
@@ -348,7 +349,7 @@ def test_regularization_is_no_part_of_the_network() -> None:
             z, _ = self.sum(z, state)
             return self.fc(z), state
 
-    net, x = Net(), spikes(4)
+    net, x = Net(), random_spikes(T, B, 4)
     recorded, before = record(net, CELLS, stepped(net, x))
     counts, result = counted(net, stepped(net, x))
     assert torch.equal(result, before)
@@ -366,7 +367,7 @@ def test_conv_net_of_the_library(channels: int) -> None:
     with torch.no_grad():
         for module in (net.conv1, net.conv2, net.fc1):
             module.weight *= 30.0
-    x = spikes(channels, 28, 28)
+    x = random_spikes(T, B, channels, 28, 28)
     recorded, before = record(net, CELLS, lambda: net(x))
     counts, result = counted(net, lambda run: net(x))
     assert torch.equal(result, before)
@@ -384,13 +385,13 @@ def test_conv_net_of_the_library(channels: int) -> None:
 def test_sparse_inputs_are_refused() -> None:
     net = norse.LIFCell()
     with torch.no_grad(), count(net) as run, run.batch(T=1, B=B), pytest.raises(ValueError, match="to_dense"):
-        net(spikes(4)[0].to_sparse())
+        net(random_spikes(T, B, 4)[0].to_sparse())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_modes_of_autograd(mode: Callable[[], Any]) -> None:
     torch.manual_seed(0)
-    net, x = norse.SequentialState(norse.LSNNRecurrent(4, 6, LSNN), norse.Lift(nn.Linear(6, 2))), spikes(4)
+    net, x = norse.SequentialState(norse.LSNNRecurrent(4, 6, LSNN), norse.Lift(nn.Linear(6, 2))), random_spikes(T, B, 4)
     wanted, _ = counted(net, lambda run: net(x))
     with mode(), count(net, strict=True) as run:
         net(x)

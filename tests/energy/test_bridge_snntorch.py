@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spikeloom_tests.energy.bridge_oracle import check, counted, record, same_counts
+from spikeloom_tests.energy.bridge_oracle import check, counted, random_spikes, record, same_counts
 from torch import Tensor, nn
 
 from spikeloom import neurons as loom
@@ -24,11 +24,6 @@ T, B = 5, 3
 SPIKING = (snn.SpikingNeuron,)
 
 
-def spikes(*shape: int, rate: float = 0.4, seed: int = 0) -> Tensor:
-    """Random spikes [T, B, *shape]."""
-    return (torch.rand(T, B, *shape, generator=torch.Generator().manual_seed(seed)) < rate).float()
-
-
 class ConvNet(nn.Module):
     """The tutorial's network: states are returned and passed on; the loop over time is inside.
 
@@ -42,9 +37,7 @@ class ConvNet(nn.Module):
         self.static = static
         self.conv1, self.conv2 = nn.Conv2d(2, 4, 5), nn.Conv2d(4, 6, 3, stride=2)
         self.fc = nn.Linear(6 * 2 * 2, 5)
-        self.lif1, self.lif2, self.lif3 = (
-            snn.Leaky(beta=0.8, threshold=0.3, reset_mechanism=reset) for _ in range(3)
-        )
+        self.lif1, self.lif2, self.lif3 = (snn.Leaky(beta=0.8, threshold=0.3, reset_mechanism=reset) for _ in range(3))
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +53,7 @@ class ConvNet(nn.Module):
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_loop_inside(reset: str) -> None:
-    net, x = ConvNet(reset=reset), spikes(2, 16, 16)
+    net, x = ConvNet(reset=reset), random_spikes(T, B, 2, 16, 16)
     recorded, before = record(net, SPIKING, lambda: net(x))
     counts, result = counted(net, lambda run: net(x))
     assert torch.equal(result, before)
@@ -96,7 +89,7 @@ def hidden_net() -> nn.Sequential:
 
 
 def test_loop_outside() -> None:
-    net, x = hidden_net(), spikes(2, 8, 8)
+    net, x = hidden_net(), random_spikes(T, B, 2, 8, 8)
 
     def call(run: Any = None) -> Tensor:
         utils.reset(net)
@@ -134,7 +127,7 @@ class Loom(nn.Module):
 
 def test_same_as_the_same_network_in_the_loom() -> None:
     """beta = 1 is a soft-reset IF, if spikes are subtracted at once (and no membrane is on the threshold)."""
-    net, x = Loom(), spikes(6)
+    net, x = Loom(), random_spikes(T, B, 6)
     ours = nn.Sequential(synapses.Linear(6, 8), loom.IF(v_reset=None), synapses.Linear(8, 3), loom.IF(v_reset=None))
     ours[0].load_state_dict(net.fc1.state_dict())
     ours[2].load_state_dict(net.fc2.state_dict())
@@ -144,7 +137,7 @@ def test_same_as_the_same_network_in_the_loom() -> None:
     same_counts(counts, wanted, {"fc1": "0", "fc2": "2"})
 
 
-# --- neurons -----------------------------------------------------------------------------------------------------------
+# --- neurons ----------------------------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
     "leaky": (lambda **o: snn.Leaky(beta=0.9, **o), "lif", 1),
@@ -159,7 +152,7 @@ KINDS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
 def test_neurons(name: str, reset: str) -> None:
     build, model, states = KINDS[name]
     node = build(threshold=0.1, init_hidden=True, reset_mechanism=reset)
-    x = spikes(4, 2)
+    x = random_spikes(T, B, 4, 2)
 
     def call(run: Any = None) -> Tensor:
         node.reset_mem()
@@ -181,7 +174,7 @@ def test_neurons(name: str, reset: str) -> None:
 
 def test_delta_neurons() -> None:
     node = snn.DeltaLeaky(0.5, beta=0.9, init_hidden=True)
-    x = spikes(4)
+    x = random_spikes(T, B, 4)
     with count(strict=True) as run, run.batch(T=T, B=B):
         result = torch.stack([node(step)[0] for step in x])
     (entry,) = run.counts().aux
@@ -216,7 +209,10 @@ def recurrent(kind: str, form: str, **options: Any) -> tuple[nn.Module, nn.Modul
         "conv": {"conv2d_channels": 3, "kernel_size": 3},
         "own": {"all_to_all": False, "V": 0.5},
     }
-    build = {"RLeaky": lambda **o: snn.RLeaky(beta=0.8, **o), "RSynaptic": lambda **o: snn.RSynaptic(alpha=0.7, beta=0.8, **o)}
+    build = {
+        "RLeaky": lambda **o: snn.RLeaky(beta=0.8, **o),
+        "RSynaptic": lambda **o: snn.RSynaptic(alpha=0.7, beta=0.8, **o),
+    }
     front = nn.Conv2d(2, 3, 3) if form == "conv" else nn.Linear(4, 6)
     return build[kind](threshold=0.3, **forms[form], **options), front, (2, 7, 7) if form == "conv" else (4,)
 
@@ -226,9 +222,9 @@ def recurrent(kind: str, form: str, **options: Any) -> tuple[nn.Module, nn.Modul
 @pytest.mark.parametrize("form", ["linear", "conv", "own"])
 @pytest.mark.parametrize("kind", ["RLeaky", "RSynaptic"])
 def test_recurrent_neurons(kind: str, form: str, reset: str, hidden: bool) -> None:
-    """The recurrent weight is a layer that reads the last spikes, once per step, however often the library computes it."""
+    """The recurrent weight is a layer on the last spikes, once per step, however often the library computes it."""
     node, front, shape = recurrent(kind, form, reset_mechanism=reset, init_hidden=hidden)
-    net, x = Recurrent(node, front, hidden), spikes(*shape)
+    net, x = Recurrent(node, front, hidden), random_spikes(T, B, *shape)
     recorded, before = record(net, SPIKING, lambda: net(x))
     calls = recorded.inputs.get("node.recurrent", [])
     if reset == "zero":
@@ -270,7 +266,7 @@ def test_spiking_lstm(reset: str) -> None:
     """The cell's hidden state is the membrane, an analogue operand; every update is a touched one."""
     torch.manual_seed(0)
     node = snn.SLSTM(6, 6, threshold=0.05, reset_mechanism=reset)
-    x, kept = spikes(6), []
+    x, kept = random_spikes(T, B, 6), []
 
     def call(run: Any = None) -> Tensor:
         syn, mem = node.reset_mem()
@@ -305,7 +301,7 @@ def test_spiking_convolutional_lstm(pool: dict[str, int], reset: str) -> None:
     """Membranes are pooled before they fire: there are more neurons than outputs."""
     torch.manual_seed(0)
     node = snn.SConv2dLSTM(2, 3, 3, threshold=0.02, reset_mechanism=reset, **pool)
-    x = spikes(2, 6, 6)
+    x = random_spikes(T, B, 2, 6, 6)
 
     def call(run: Any = None) -> Tensor:
         syn, mem = node.reset_mem()
@@ -331,83 +327,8 @@ def test_spiking_convolutional_lstm(pool: dict[str, int], reset: str) -> None:
     assert before.any()
 
 
-# --- all steps at once -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("full", [False, True])
-def test_parallel_neurons(full: bool, bias: bool) -> None:
-    """The diagonal of the recurrent matrix is the leak; only a full one is synapses, of the membranes."""
-    torch.manual_seed(0)
-    node = snn.LeakyParallel(6, 5, beta=0.5, bias=bias, threshold=0.2, weight_hh_enable=full)
-    x = spikes(6)
-    with torch.no_grad():
-        before, mem = node(x), node.rnn(x)[0]
-    counts, result = counted(node, lambda run: node(x))
-    assert torch.equal(result, before)
-    first, *rest = counts.layers
-    np.testing.assert_array_equal(first.sop, 5 * x.sum(2).numpy())
-    assert (first.name, first.kind, first.bias_adds) == ("rnn.weight_ih_l0", "binary", 5 * bias)
-    if full:
-        last = torch.cat([torch.zeros(1, B, 5), mem[:-1]])
-        np.testing.assert_array_equal(rest[0].sop, 5 * (last != 0).sum(2).numpy())
-        assert (rest[0].name, rest[0].kind) == ("rnn.weight_hh_l0", "float")
-    else:
-        assert rest == []
-    (entry,) = counts.aux
-    assert isinstance(entry, NeuronCount)
-    np.testing.assert_array_equal(entry.spikes, before.sum(2).numpy())
-    assert before.any()
-
-
-@pytest.mark.parametrize("output", [False, True])
-def test_neurons_without_reset(output: bool) -> None:
-    """The leak over time is computed as a convolution, which is no synapse."""
-    torch.manual_seed(0)
-    node = snn.LinearLeaky(0.5, 6, 5, threshold=0.2, output=output)
-    net, x = nn.Sequential(node), spikes(6)
-    with torch.no_grad():
-        before = net(x)
-    counts, result = counted(net, lambda run: net(x))
-    first = before[0] if output else before
-    assert torch.equal(result[0] if output else result, first)
-    (linear,) = counts.layers
-    assert (linear.name, linear.kind, linear.bias_adds) == ("0.linear", "binary", 5)
-    np.testing.assert_array_equal(linear.sop, 5 * x.sum(2).numpy())
-    (entry,) = counts.aux
-    assert isinstance(entry, NeuronCount)
-    assert (entry.model, entry.spiking, entry.updates) == ("lif" if output else "li", output, 5)
-    np.testing.assert_array_equal(entry.spikes, (first != 0).sum(2).numpy())
-    states = snn.StateLeaky(0.5, 6, output=output)
-    counts, _ = counted(states, lambda run: states(x))
-    assert counts.layers == []
-    np.testing.assert_array_equal(counts.of(NeuronCount)[0].touched, x.sum(2).numpy())
-
-
-@pytest.mark.parametrize("query", [False, True])
-def test_associative_neurons(query: bool) -> None:
-    torch.manual_seed(0)
-    node = snn.AssociativeLeaky(4, 3, 2, 6, use_q_projection=query)
-    x = 5 * spikes(4)
-    with torch.no_grad():
-        before = node(x)
-        node.use_q_projection = False
-        fired = node(x)
-        node.use_q_projection = query
-    counts, result = counted(node, lambda run: node(x))
-    assert torch.equal(result, before)
-    sizes = {"to_v": 3, "to_k": 2, "to_alpha": 2, **({"to_q": 6} if query else {})}
-    for name, size in sizes.items():
-        np.testing.assert_array_equal(counts.layer(name).sop, size * (x != 0).sum(2).numpy())
-    (entry,) = counts.of(NeuronCount)
-    np.testing.assert_array_equal(entry.spikes, fired.sum(2).numpy())
-    products = [layer for layer in counts.layers if not layer.is_param]
-    assert [layer.kind for layer in products][query:] == ["binary"][:query] or query
-    assert fired.any()
-
-
 def test_a_step_that_looks_like_a_batch() -> None:
     """A step of [T, features] while T is the number of samples: the error says what to do."""
     net = nn.Sequential(nn.Linear(6, 4), snn.Leaky(beta=0.5, init_hidden=True))
     with torch.no_grad(), count(net), pytest.raises(ValueError, match=r"run\.batch"):
-        net(spikes(6)[0])
+        net(random_spikes(T, B, 6)[0])

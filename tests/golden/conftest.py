@@ -5,7 +5,8 @@ A family is compared by `families/<family>.py`, which has
     variants(case)          names of the ways in which this file is compared
     check(case, variant)    compares, by assertions
 
-where `case` is the path of the file (`.safetensors`, or `.json` where there is no `.safetensors` of the same name).
+A variant with "cuda" in its name is marked `gpu`. `case` is the path of the file (`.safetensors`, or `.json` where there
+is no `.safetensors` of the same name).
 """
 
 from __future__ import annotations
@@ -78,4 +79,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`golden_case`: every case below --golden."""
     if "golden_case" in metafunc.fixturenames:
         cases = collect(Path(metafunc.config.getoption("--golden")))
-        metafunc.parametrize("golden_case", cases, ids=[case.id for case in cases])
+        marked = [pytest.param(c, id=c.id, marks=[pytest.mark.gpu] if "cuda" in c.variant else []) for c in cases]
+        metafunc.parametrize("golden_case", marked)

@@ -380,6 +380,7 @@ def test_the_cuda_source_compiles_without_spilling(tmp_path: Path, loaded: str, 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_a_cuda_graph_captures_it_and_nothing_waits() -> None:
     x, table, fan = spikes((8, 64, 100)).cuda(), Table.new("cuda"), weights(100).cuda()
     expected = tally(x, 64, 100, fan=fan).terms

@@ -28,8 +28,8 @@ class DelayLinear(nn.Module):
     def forward(self, x: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
         past = x.new_zeros(self.max_delay, *x.shape[1:]) if state is None else state
         held = torch.cat([past, x])
-        steps = torch.arange(x.shape[0])[:, None, None] + self.max_delay - self.delay  # [T, out, in]
-        late = held[steps, :, torch.arange(x.shape[-1])]  # [T, out, in, B]
+        steps = torch.arange(x.shape[0], device=x.device)[:, None, None] + self.max_delay - self.delay  # [T, out, in]
+        late = held[steps, :, torch.arange(x.shape[-1], device=x.device)]  # [T, out, in, B]
         y = (late * self.weight[None, :, :, None]).sum(2).transpose(1, 2)
         return (y, held[x.shape[0] :]) if return_state else y
 

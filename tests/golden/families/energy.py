@@ -34,14 +34,18 @@ def build(cls: type[nn.Module], case: Case, dtype: torch.dtype) -> nn.Module:
     return cls(case).to(dtype).eval()
 
 
-def at_once(cls: type[nn.Module], mode: Callable[[], AbstractContextManager[object]] = torch.no_grad) -> Way:
+def at_once(
+    cls: type[nn.Module],
+    mode: Callable[[], AbstractContextManager[object]] = torch.no_grad,
+    device: str = "cpu",
+) -> Way:
     """One call with all steps and samples."""
 
     def run(case: Case, dtype: torch.dtype) -> Ran:
-        net = build(cls, case, dtype)
-        with mode(), count(net, strict=True) as meter:
-            outputs = net(case.x.to(dtype))
-        return outputs, meter.counts()
+        net = build(cls, case, dtype).to(device)
+        with mode(), count(net, strict=True) as meter, torch.backends.cudnn.flags(allow_tf32=False):
+            outputs = net(case.x.to(device, dtype))
+        return {name: output.cpu() for name, output in outputs.items()}, meter.counts()
 
     return run
 
@@ -126,8 +130,11 @@ WAYS: dict[str, Way] = {
     "batch_first": batch_first_memory,
     "channels_last": channels_last,
     "no_module": without_module,
+    "project_cuda": at_once(ProjectNet, device="cuda"),
+    "plain_cuda": at_once(PlainNet, device="cuda"),
+    "functional_cuda": at_once(FunctionalNet, torch.inference_mode, device="cuda"),
 }
-BY_ORDER = ("functional", "functional_inference_mode", "no_module")
+BY_ORDER = ("functional", "functional_cuda", "functional_inference_mode", "no_module")
 """Ways whose layers have no names of their own: these are matched by order."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -135,7 +142,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 def variants(path: Path) -> list[str]:
     """Every way in double precision, the flavours in single precision too."""
     ways = [way for way in WAYS if way != "channels_last" or Case.load(path).is_frames]
-    single = [f"{way}-float32" for way in ("project", "plain", "functional", "samples", "steps") if way in ways]
+    single = [f"{way}-float32" for way in ("project", "plain", "functional", "samples", "steps", "project_cuda")]
     return [*(f"{way}-float64" for way in ways), *single]
 
 
