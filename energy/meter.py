@@ -44,8 +44,8 @@ def register_op(name: str, found: Rule) -> None:
 
     Args:
         name: "namespace::operator".
-        found: `rule(run, func, args, kwargs)`; runs `func(*args, **kwargs)`, counts, and returns the result. Counting is
-            done with the functions of `spikeloom.energy.rules`.
+        found: `rule(run, func, args, kwargs)`; runs `func(*args, **kwargs)`, counts, and returns the result. It counts
+            with the functions of `spikeloom.energy.rules`.
     """
     if "::" not in name:
         raise ValueError(f"got operator name {name!r}; expected 'namespace::operator'")
@@ -167,7 +167,7 @@ def consumed(found: list[tuple[Tensor, Mark]]) -> None:
             mark.origin.consumers += 1
 
 
-# --- what needs no counting --------------------------------------------------------------------------------------------
+# --- what needs no counting ---------------------------------------------------------------------------------------
 
 
 def decompose(run: Run, func: Any, args: Any, kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
 """Passes: what one call of the network left at its sites, fetched at once, and added up when somebody asks.
 
-At the end of a pass all counts go from their device to the host in one transfer and are kept as one flat array. Passes of
-one structure (`Layout`) are added up together, so a pass costs its transfer and little else. Nothing of an activation is
-kept.
+At the end of a pass all counts go from their device to the host in one transfer and are kept as one flat array. Passes
+of one structure (`Layout`) are added up together, so a pass costs its transfer and little else. Nothing of an
+activation is kept.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass(eq=False)
 class Pass:
-    """One pass: its structure, its counts, and by `Levels` the table's flags and, beyond zeros and ones, the counts by value."""
+    """One pass: its structure, its counts, and by `Levels` the table's flags and, beyond zeros and ones, counts by value."""
 
     index: int
     layout: Layout

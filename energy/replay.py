@@ -1,9 +1,9 @@
-"""Counting under a CUDA graph: the third call of a model with one input shape is captured, kernels of the counter included,
-and later calls are replayed.
+"""Counting under a CUDA graph: a model's third call with one input shape is captured, the counter's kernels included, and
+later calls are replayed.
 
 In eager mode a GPU waits for Python, and counting is mostly Python. A replay runs the same kernels without it. It needs
-what every CUDA graph needs: a model whose forward is the same sequence of kernels at every call (no state between calls,
-no branch on values), one CUDA tensor as input, no gradients.
+what every CUDA graph needs: a model whose forward is the same sequence of kernels at every call (no state between
+calls, no branch on values), one CUDA tensor as input, no gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spikeloom.energy.run import Run
 
 EAGER_CALLS = 2
-"""Calls before the capture: kernels are built, values are met, and it is found out which inputs stay the same over time."""
+"""Calls before the capture: kernels are built, and it is found out which inputs stay the same over time."""
 
 
 @dataclass
@@ -100,7 +100,8 @@ class Replay:
                 output = self._forward(held)
         except RuntimeError as error:
             raise ValueError(
-                f"the model cannot be captured in a CUDA graph ({str(error).splitlines()[0]}); count it without cuda_graph"
+                f"the model cannot be captured in a CUDA graph ({str(error).splitlines()[0]}); "
+                "count it without cuda_graph"
             ) from error
         left = [
             Left(site, site.open, site.static_flags, site.facts.get("origins"))

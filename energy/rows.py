@@ -3,7 +3,7 @@
 One pass through the network (`Batch`) has T steps of B samples. An operation sees rows in one of these arrangements:
 
 * `multi`: all steps in one call, rows folded `[T B r]` (or `[B T r]`); the counts are [T, B].
-* `step`: one time step per call, rows `[B r]`; the k-th call of a layer is step k (k // m for a layer called m times a step).
+* `step`: one time step per call, rows `[B r]`; the k-th call of a layer is step k (k // m if it runs m times a step).
 * `whole`: neither fits; the counts are known for the run alone.
 """
 
@@ -38,7 +38,7 @@ class Batch:
         return (self.steps, self.B) if self.order == "TB" else (self.B, self.steps)
 
     def order_of(self, shape: Sequence[int]) -> str | None:
-        """How a tensor with all steps of the running call holds them: as the user's do, or the other way; None: neither."""
+        """How a tensor with all steps of the running call holds them: as the user's do, or the other way."""
         lead = tuple(shape[:2])
         if lead == self.sizes:
             return self.order
@@ -79,7 +79,7 @@ class Lead(NamedTuple):
 
 
 def lead_of(shape: Sequence[int], batch: Batch) -> Lead | None:
-    """`multi` for [T, B, ...] and [T B, ...], `step` for [B, ...], either with `inner` for [L, T B, ...] and [L, B, ...]."""
+    """`multi` for [T, B, ...] and [T B, ...], `step` for [B, ...]; with `inner` for [L, T B, ...] and [L, B, ...]."""
     T, B = batch.steps, batch.B
     if (order := batch.order_of(shape)) is not None:
         return Lead("multi", order)

@@ -74,7 +74,7 @@ class Run:
         self.setting: dict[str, Any] = {}
         self.marks.weights((f"weight_{i}", w) for i, w in enumerate(weights))
 
-    # --- the context -------------------------------------------------------------------------------------------------
+    # --- the context -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -120,8 +120,8 @@ class Run:
 
         Args:
             T: time steps. Layers that see one step per call count their k-th call as step k.
-            B: samples; None: modules are called with one step, [B, ...]. Give B where they are called with [T, B, ...], or
-                with chunks [t, B, ...] of it.
+            B: samples; None: modules are called with one step, [B, ...]. Give B where they are called with
+                [T, B, ...], or with chunks [t, B, ...] of it.
 
         Raises:
             RuntimeError: inside another batch.
@@ -144,7 +144,7 @@ class Run:
         finally:
             self._explicit, self._pending = False, None
 
-    # --- passes ------------------------------------------------------------------------------------------------------
+    # --- passes ----------------------------------------------------------------------------------------------------
 
     def module_begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module's forward begins: the outermost one opens a pass."""
@@ -155,8 +155,8 @@ class Run:
                 return
             if self.model is None and not self._explicit:
                 raise RuntimeError(
-                    f"{type(module).__name__} was called under count() without a model: say which, count(model), or mark "
-                    "batches with `with run.batch(T=..., B=...):`"
+                    f"{type(module).__name__} was called under count() without a model: say which, count(model), or "
+                    "mark batches with `with run.batch(T=..., B=...):`"
                 )
             self._open(self._batch_of(args))
         elif self._explicit and len(self.scopes.stack) == 1:
@@ -206,8 +206,8 @@ class Run:
         if self.sizes and self.sizes[0][0] != batch.T:
             self._drop()
             raise ValueError(
-                f"a batch of {batch.T} time steps after batches of {self.sizes[0][0]}: one run has one number of steps; "
-                "count the others in a run of their own"
+                f"a batch of {batch.T} time steps after batches of {self.sizes[0][0]}: one run has one number of "
+                "steps; count the others in a run of their own"
             )
         self.current = batch
         self.scopes.restart()
@@ -230,7 +230,7 @@ class Run:
         for site in self.sites.values():
             site.open, site.static_flags, site.first_step = [], [], None
 
-    # --- for the rules -----------------------------------------------------------------------------------------------
+    # --- for the rules ---------------------------------------------------------------------------------------------
 
     @property
     def counting(self) -> bool:
@@ -295,7 +295,7 @@ class Run:
             for part in output:
                 self.mark_outputs(part, mark)
 
-    # --- results -----------------------------------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> Counts:
         """Everything counted so far.

@@ -159,7 +159,7 @@ def sum_rule(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
-# --- batch normalisation -----------------------------------------------------------------------------------------------
+# --- batch normalisation ------------------------------------------------------------------------------------------
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
@@ -185,7 +185,7 @@ def count_norm(run: Run, x: Tensor, mark: Mark, name: str | None = None) -> None
     site.facts["aux"] = True
 
 
-# --- pools -------------------------------------------------------------------------------------------------------------
+# --- pools --------------------------------------------------------------------------------------------------------
 
 
 @rule(

@@ -128,7 +128,7 @@ def pair_events(run: Run, found: Sequence[tuple[Tensor, Mark]], rows: Rows) -> t
 
 
 def check_static(run: Run, site: Site, operands: Sequence[Tensor], rows: Rows) -> None:
-    """Follow whether the operands are the same at every time step, without waiting for the device once they were not."""
+    """Follow whether the operands are the same at every step, without waiting for the device once they were not."""
     batch = run.current
     assert batch is not None
     if site.static is False or batch.T == 1 or rows.lead == "whole":

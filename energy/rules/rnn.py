@@ -1,7 +1,7 @@
 """Recurrent layers of torch: run once as they are for the result, and once step by step to be counted.
 
-`torch.lstm`, `gru`, `rnn_tanh` and `rnn_relu` are one fused call for all layers and steps. Their plain form, which torch
-runs where cuDNN and oneDNN are switched off, is linear operations that the counter knows.
+`torch.lstm`, `gru`, `rnn_tanh` and `rnn_relu` are one fused call for all layers and steps. Their plain form, which
+torch runs where cuDNN and oneDNN are switched off, is linear operations that the counter knows.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ A family is compared by `families/<family>.py`, which has
     variants(case)          names of the ways in which this file is compared
     check(case, variant)    compares, by assertions
 
-A variant with "cuda" in its name is marked `gpu`. `case` is the path of the file (`.safetensors`, or `.json` where there
-is no `.safetensors` of the same name).
+A variant with "cuda" in its name is marked `gpu`. `case` is the path of the file (`.safetensors`, or `.json` where
+there is no `.safetensors` of the same name).
 """
 
 from __future__ import annotations
