@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import spikeloom.energy
-from spikeloom.energy import count, get_model, list_models, meter, models, scopes
+from spikeloom.energy import count, get_model, list_models, meter, models
 from spikeloom.energy.model_file import PACKAGE_FILE, read_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,9 +34,9 @@ def library_of(block: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What the page registers and writes goes with the test."""
+    """The models and rules that the page registers, and the files that it writes, go with the test."""
     list_models()
-    tables: list[dict[Any, Any]] = [models._MODELS, scopes.ROLES, meter.RULES]
+    tables: list[dict[Any, Any]] = [models._MODELS, meter.RULES]
     before = [dict(table) for table in tables]
     monkeypatch.chdir(tmp_path)
     yield
