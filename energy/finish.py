@@ -97,6 +97,7 @@ def _layer(site: Site, run: Run) -> Layer:
         bool(site.static),
         site.calls_per_step,
         site.known,
+        site.once,
         site.geometry,
     )
     if layer.is_param:

@@ -37,6 +37,7 @@ class Mark:
         name: of the parameter it is, or is a copy of.
         origin: the linear operation that wrote it.
         padding: zeros that a `pad` put around every dimension, as (before, after) of the last dimensions.
+        expanded: an activation times a broadcast weight, larger than the activation: half of a product by hand.
         memo: counts of this very content, by how they were taken.
     """
 
@@ -46,6 +47,7 @@ class Mark:
     name: str | None = None
     origin: Origin | None = None
     padding: tuple[tuple[int, int], ...] = ()
+    expanded: bool = False
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def become(self, other: Mark) -> None:
@@ -53,11 +55,16 @@ class Mark:
         self.weight, self.network_input, self.name = other.weight, other.network_input, None
         self.constant = other.constant
         self.origin, self.padding = other.origin, ()
-        self.memo.clear()
+        self.expanded = other.expanded
+        self.memo = {}  # a copy may share the old one
 
-    def copied(self) -> Mark:
-        """The mark of a copy or cast."""
-        return Mark(self.weight, self.network_input, self.constant, self.name, self.origin, self.padding)
+    def copied(self, whole: bool = False) -> Mark:
+        """The mark of a copy or cast; a copy of the `whole` storage has the same counts."""
+        mark = Mark(self.weight, self.network_input, self.constant, self.name, self.origin, self.padding)
+        mark.expanded = self.expanded
+        if whole and not self.weight:
+            mark.memo = self.memo
+        return mark
 
 
 class Marks:

@@ -160,6 +160,16 @@ def made(run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | No
     return Mark(weight=True, constant=all(run.marks.of(t).constant for t in tensors), name=name)
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Is every element of the storage seen, once?"""
+    if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
+        return False
+    return (
+        tensor.is_contiguous()
+        or tensor.permute(*sorted(range(tensor.dim()), key=tensor.stride, reverse=True)).is_contiguous()
+    )
+
+
 def consumed(found: list[tuple[Tensor, Mark]]) -> None:
     """Note that an operation read these activations."""
     for mark in {id(mark): mark for _, mark in found}.values():
@@ -185,8 +195,10 @@ def view(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
 def copy(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
     """A copy or cast keeps what the original is."""
     result = func(*args, **kwargs)
-    mark = run.marks.of(args[0])
-    run.mark_outputs(result, mark.copied())
+    source = args[0]
+    mark = run.marks.of(source)
+    same = isinstance(result, Tensor) and result.dtype == source.dtype and result.numel() == source.numel()
+    run.mark_outputs(result, mark.copied(whole=same and is_whole(source)))
     return result
 
 

@@ -78,11 +78,11 @@ class Passes:
         held = list(levels.values())
         flags = _flat([entry.table.flags for entry in held]).reshape(-1, 4)
         _check_finite(busy, levels, flags)
-        for site in busy:
-            _settle(site)
         layout = self.layouts.get(key)
         if layout is None:
             layout = self.layouts[key] = _layout(busy, batch, tensors, levels)
+        for site in busy:
+            _settle(site)
         split = [i for i, flag in enumerate(flags) if flag[BEYOND_ONE] and not flag[OVERFLOW]]
         found = dict(zip(split, _by_value([held[i] for i in split]), strict=True))
         self.waiting.append(
@@ -152,17 +152,18 @@ def _layout(busy: Sequence[Site], batch: Batch, tensors: dict[int, Tensor], leve
 def _check_sizes(site: Site, batch: Batch) -> None:
     """Settle what holds for one step of one sample: the sum over calls, averaged over steps."""
     dense: dict[str, float] = {}
+    steps = sum(call.rows.count // batch.B for call in site.open if call.rows.lead == "step")
+    site.once = steps == 1 < batch.T and all(call.rows.lead == "step" for call in site.open)
     for call in site.open:
         share = {"multi": 1.0, "step": call.rows.count / batch.B / batch.T, "whole": 1 / (batch.T * batch.B)}
         for name, number in call.dense.items():
-            dense[name] = dense.get(name, 0) + number * share[call.rows.lead]
+            dense[name] = dense.get(name, 0) + (number if site.once else number * share[call.rows.lead])
     dense = {name: round(number) if abs(number - round(number)) < 1e-6 else number for name, number in dense.items()}
     if site.dense and site.dense != dense:
         raise ValueError(
             f"{site.name or site.op} worked on {dense} in this batch and on {site.dense} in earlier ones; inputs of "
             "one run must have one size and number of time steps: count different sizes in runs of their own"
         )
-    steps = sum(call.rows.count // batch.B for call in site.open if call.rows.lead == "step")
     per_step = sum(call.rows.lead != "step" and bool(call.dense) for call in site.open) + -(-steps // batch.T)
     site.dense, site.calls_per_step = dense, max(site.calls_per_step, per_step)
 
@@ -177,7 +178,7 @@ def _settle(site: Site) -> None:
         site.facts["folds_into"] = origins[0].site.name if lone and site.facts.get("folds_into", "") != () else ()
     if site.static_flags:
         unchanged = bool(torch.stack(site.static_flags).all())
-        site.static = unchanged and site.static is not False
+        site.static = unchanged and site.static is not False and not site.once
     site.static_flags, site.first_step = [], None
 
 

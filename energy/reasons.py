@@ -139,8 +139,9 @@ def _borders(gap: Gap, layer: Layer, pj: float) -> None:
 
 def _analog(gap: Gap, counts: Counts, layer: Layer, policy: Policy, ac: float, mac: float) -> None:
     """Nominal MACs of every step -> exact terms -> terms with a non-zero input."""
-    exact, sop = layer.dense_exact * counts.T, _mean(counts, layer.sop)
-    _borders(gap, layer, mac * counts.T * (layer.dense_nominal - layer.dense_exact))
+    steps = 1 if layer.once else counts.T
+    exact, sop = layer.dense_exact * steps, _mean(counts, layer.sop)
+    _borders(gap, layer, mac * steps * (layer.dense_nominal - layer.dense_exact))
     gap.add("zeros", layer.name, mac * (exact - sop), exact, sop)
 
 

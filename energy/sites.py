@@ -49,6 +49,7 @@ class Site:
     Attributes:
         op: what runs here; `facts`: further facts of the place, set by its rule.
         dense: numbers that hold for one step of one sample.
+        once: it ran in one step of a pass of several.
         static: the operand was the same at every step so far; None before two steps were seen.
         spans: the arrays of closed passes, by name; `values`: the values of each operand.
         level_spans: counts by |value|: operand -> value -> {pass: array}.
@@ -66,6 +67,7 @@ class Site:
     open: list[Call] = field(default_factory=list)
     spans: dict[str, dict[int, IntArray]] = field(default_factory=dict)
     known: bool = True
+    once: bool = False
     values: dict[str, Values] = field(default_factory=dict)
     level_spans: dict[str, dict[float, dict[int, IntArray]]] = field(default_factory=dict)
 

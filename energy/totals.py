@@ -95,9 +95,10 @@ def layer_mac(layer: Layer, policy: Policy) -> IntArray:
 
 
 def charged_steps(layer: Layer, policy: Policy, T: int) -> IntArray:
-    """1 for every time step [T] in which the layer is computed: with `static_once`, only the first if it is static."""
+    """1 for every time step [T] in which the layer is computed: the first alone if it runs once per sample, or, with
+    `static_once`, if it is static."""
     steps = np.ones(T, np.int64)
-    if policy.static_once and layer.static_input:
+    if layer.once or (policy.static_once and layer.static_input):
         steps[1:] = 0
     return steps
 
@@ -119,7 +120,9 @@ def layer_words(layer: Layer, bias: int, policy: Policy, T: int) -> dict[str, In
     sop = charged(layer, layer.sop, policy, T)
     events = layer.events if layer.events_b is None else layer.events + layer.events_b
     steps = charged_steps(layer, policy, T)
-    cached = (1 - steps)[:, None] * layer.out_numel if layer.assigned else np.zeros((1, 1), np.int64)
+    cached = (1 - steps)[:, None] * layer.out_numel
+    if layer.once or not layer.assigned:
+        cached = np.zeros((1, 1), np.int64)
     return {
         "weight_reads": sop if layer.is_param else np.zeros_like(sop),
         "accumulator_reads": sop + cached,
@@ -200,15 +203,19 @@ class Totals:
             "sop": sum(int(layer.sop.sum()) for layer in layers),
         }
 
+    def _share(self, layer: Layer) -> float:
+        """The part of the steps in which a layer runs."""
+        return 1 / self.counts.T if layer.once else 1
+
     @property
     def mac_dense_exact(self) -> float:
         """Dense terms per step and sample of the layers booked as MAC."""
-        return sum(y.dense_exact for y in self.counts.layers if books_mac(y, self.policy))
+        return sum(y.dense_exact * self._share(y) for y in self.counts.layers if books_mac(y, self.policy))
 
     @property
     def mac_dense_nominal(self) -> float:
         """The same with padding taps: what a FLOPs counter says."""
-        return sum(y.dense_nominal for y in self.counts.layers if books_mac(y, self.policy))
+        return sum(y.dense_nominal * self._share(y) for y in self.counts.layers if books_mac(y, self.policy))
 
     @property
     def ann_mac_exact(self) -> float:

@@ -103,7 +103,7 @@ def sums_of(layer: Layer, counts: Counts, policy: Policy, bias: int, energy: flo
     weighted = layer.sop_nonzero_weight
     return Sums(
         events=mean(layer.events),
-        elements=float(layer.in_numel * T),
+        elements=float(layer.in_numel * (1 if layer.once else T)),
         sop=mean(layer.sop),
         sop_nonzero_weight=None if weighted is None else mean(weighted),
         ac=mean(charged(layer, layer_ac(layer, policy), policy, T)),

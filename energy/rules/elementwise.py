@@ -126,8 +126,9 @@ def pointwise_rule(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
         weight = next((run.marks.of(t) for t in tensors_of(args)), None)
         return finish_marks(run, func, args, kwargs, result, made(run, args, kwargs, weight.name if weight else None))
     consumed(found)
-    finish_marks(run, func, args, kwargs, result, Mark())
     first = result[0] if isinstance(result, list | tuple) else result
+    expanded = func._schema.name == "aten::mul" and first.numel() > found[0][0].numel()
+    finish_marks(run, func, args, kwargs, result, Mark(expanded=expanded))
     if run.scopes.now.quiet or not first.is_floating_point():
         return result
     name = func._schema.name.removeprefix("aten::").strip("_")
@@ -149,6 +150,8 @@ def sum_rule(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
         return pointwise_rule(run, func, args, kwargs)
     consumed(found)
     x, mark = found[0]
+    if mark.expanded:
+        run.unknown("aten::mul, aten::sum (a matrix product written by hand)", [x])
     with run.paused():
         site = run.site(place_name(run, "sum"), "sum")
         rows = lead_rows(run, x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeloom.energy.counts import Geometry
 from spikeloom.energy.marks import Mark, Origin
-from spikeloom.energy.meter import consumed, finish_marks, made, rule
+from spikeloom.energy.meter import consumed, finish_marks, made, rule, unknown
 from spikeloom.energy.rows import Rows
 from spikeloom.energy.rules.measure import (
     add_call,
@@ -196,6 +196,39 @@ def count_pair(run: Run, name: str, a: Tensor, left: Mark, b: Tensor, right: Mar
     site.facts["operands"] = "activation"
     site.geometry = Geometry(in_channels=k, out_channels=n)
     return site
+
+
+@rule("_trilinear")
+def bilinear_rule(run: Run, func: Any, args: Any, kwargs: Any) -> Any:
+    """x1 [N, m], weight [n, m, k], x2 [N, k]: terms m k n per row, a SOP where both activations are non-zero."""
+    x1, weight, x2 = args[:3]
+    left, right = run.marks.of(x1), run.marks.of(x2)
+    if not run.marks.of(weight).weight or x1.dim() != 2 or x2.dim() != 2:
+        return unknown(run, func, args, kwargs)
+    consumed([(x1, left), (x2, right)])
+    result = func(*args, **kwargs)
+    n, m, k = weight.shape
+    with run.paused(), torch.no_grad():
+        site = run.site(param_name(run, run.marks.of(weight), "bilinear"), "bilinear")
+        rows = rows_of(run, x1.shape[0])
+        of_a, levels_a = level_tally(run, site, "a", x1, left, rows)
+        of_b, levels_b = level_tally(run, site, "b", x2, right, rows)
+        check_static(run, site, [x1, x2], rows)
+        both = (torch.count_nonzero(x1, 1) * torch.count_nonzero(x2, 1)).reshape(rows.count, -1).sum(1)
+        lines = x1.shape[0] // rows.count
+        numbers: dict[str, float] = dict.fromkeys(("dense_exact", "dense_nominal"), lines * m * k * n)
+        numbers |= {"in_numel": lines * m, "in_numel_b": lines * k, "out_numel": lines * n, "bias_adds": 0}
+        add_call(
+            site,
+            rows,
+            {"sop": both, "sop_a": of_a, "sop_b": of_b, "events": of_a, "events_b": of_b},
+            factors={"sop": n, "sop_a": k * n, "sop_b": m * n},
+            levels={"a": levels_a, "b": levels_b},
+            dense=numbers,
+        )
+        site.facts["operands"] = "activation"
+        site.geometry = Geometry(in_channels=m, out_channels=n, weights=weight.numel())
+    return finish_marks(run, func, args, kwargs, result, Mark(origin=Origin(site)))
 
 
 def _nonzero(x: Tensor, dim: int, levels: Levels) -> Tensor:

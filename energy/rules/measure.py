@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeloom.energy.marks import Mark
+from spikeloom.energy.meter import is_whole
 from spikeloom.energy.rows import Rows, arrange
 from spikeloom.energy.sites import Call, Levels, Site
 from spikeloom.kernels.tally import NEGATIVE, Table, Tally, tally
@@ -69,18 +70,18 @@ def ordered(run: Run, counts: Tensor, found: Rows, wanted: Rows) -> Tensor:
 
 def level_tally(run: Run, site: Site, operand: str, x: Tensor, mark: Mark, rows: Rows) -> tuple[Tensor, Levels]:
     """Events of x per row, and by value. The same content is counted once, however many layers read it."""
-    laid, order = lay(run, x, rows)
-    shared = laid.data_ptr() == x.data_ptr()
-    key = ("levels", laid.storage_offset(), laid.numel(), laid.dtype, order)
-    if not shared or key not in mark.memo:
+    where = "all" if is_whole(x) else None
+    key = (where, x.dtype, rows.lead, rows.count)
+    if where is None or key not in mark.memo:
+        laid, order = lay(run, x, rows)
         table = table_of(site, operand, x.device)
         counted = tally(laid, 1, laid.numel() // rows.count, table=table)
         found = counted.events, levels_of(counted, table, x, mark, order)
-        if shared:
+        if where is not None:
             mark.memo[key] = found
     else:
         found = mark.memo[key]
-    return ordered(run, found[0], order, rows), found[1]
+    return ordered(run, found[0], found[1].rows, rows), found[1]
 
 
 def levels_of(counted: Tally, table: Table, x: Tensor, mark: Mark, rows: Rows) -> Levels:

@@ -126,7 +126,7 @@ def count_program(
             if "norm_residual" in program.inputs:
                 _residual(run, name, x, affine, inputs[1], rows)
         spiking, soft_reset, operations = _facts(program)
-        model = program.name.removeprefix("norm_").removesuffix("_step")
+        model = program.name.removeprefix("norm_").removesuffix("_step").rstrip("_")
         facts = NeuronFacts(model, x, spikes, len(program.states), soft_reset, spiking)
         _count(run, name, facts, touched, rows, operations)
 
