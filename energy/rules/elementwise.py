@@ -90,7 +90,7 @@ def _pair(run: Run, op: str, func: Any, args: Any, kwargs: Any, found: list[tupl
         rows = shape_rows(run, shape)
         plain_sum = func._schema.name.startswith("aten::add") and kwargs.get("alpha", 1) == 1
         parts = separate_events(run, site, found, rows) if plain_sum else None
-        both, either = (None, None) if parts is not None else pair_events(run, found, rows)
+        both, either = (None, None) if parts is not None else pair_events(run, site, found, rows)
     result = func(*args, **kwargs)
     finish_marks(run, func, args, kwargs, result, Mark())
     events = _leave(run, site, rows, {}, result, {"numel": math.prod(shape) // rows.count})

@@ -118,14 +118,17 @@ def separate_events(
     return tallies[0][0], tallies[1][0]
 
 
-def pair_events(run: Run, found: Sequence[tuple[Tensor, Mark]], rows: Rows) -> tuple[Tensor, Tensor]:
+def pair_events(run: Run, site: Site, found: Sequence[tuple[Tensor, Mark]], rows: Rows) -> tuple[Tensor, Tensor]:
     """Elements, after broadcasting, at which both of two tensors are non-zero, and at which any of them is; [rows]."""
-    (a, _), (b, _) = found
+    (a, left), (b, right) = found
     shape = torch.broadcast_shapes(a.shape, b.shape)
-    masks = [torch.empty(shape, dtype=torch.float16, device=a.device) for _ in range(2)]
-    torch.logical_and(a, b, out=masks[0])
-    torch.logical_or(a, b, out=masks[1])
-    return events_of(run, masks[0], rows), events_of(run, masks[1], rows)
+    mask = torch.empty(shape, dtype=torch.float16, device=a.device)
+    either = events_of(run, torch.logical_or(a, b, out=mask), rows)
+    if a.shape == b.shape:  # their own events are usually known already
+        of_a, _ = level_tally(run, site, "in0", a, left, rows)
+        of_b, _ = level_tally(run, site, "in1", b, right, rows)
+        return of_a + of_b - either, either
+    return events_of(run, torch.logical_and(a, b, out=mask), rows), either
 
 
 def check_static(run: Run, site: Site, operands: Sequence[Tensor], rows: Rows) -> None:

@@ -167,7 +167,7 @@ def _residual(run: Run, name: str, x: Tensor, affine: tuple[Tensor, Tensor], res
     site = run.site(f"{name}.add", "add")
     normed = _current(x, affine)
     found = (normed, Mark()), (residual.to(normed.dtype), Mark())
-    both, either = pair_events(run, found, rows)
+    both, either = pair_events(run, site, found, rows)
     _, levels = level_tally(run, site, "out", normed + residual, Mark(), rows)
     dense: dict[str, float] = {"numel": x.numel() // rows.count}
     add_call(site, rows, {"both": both, "any": either}, levels={"out": levels}, dense=dense)
