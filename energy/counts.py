@@ -52,8 +52,8 @@ class Layer:
         dense_nominal: the same with the taps on zero padding.
         bias_adds: additions of the operation's own bias, before any folding.
         static_input: the operands were the same bits at every time step.
-        once: it ran once per sample, not once per step (behind a mean over time); its counts are those of the first step
-            of the arrays, its dense numbers those of the one call.
+        once: it ran once per sample, not once per step (behind a mean over time); its counts are in the arrays' first
+            step, its dense numbers are those of the one call.
         calls: how often the operation ran per time step (or per sample, if all steps are one call).
         assigned: False if rows could not be told apart by step and sample: arrays are [1, 1], sums over the run.
         at_arrival: SOP by the step in which a delayed spike arrives.

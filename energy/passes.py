@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass(eq=False)
 class Pass:
-    """One pass: its structure, its counts, and by `Levels` the table's flags and, beyond zeros and ones, counts by value."""
+    """One pass: its structure, its counts, and by `Levels` the table's flags and, beyond 0 and 1, counts by value."""
 
     index: int
     layout: Layout

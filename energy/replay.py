@@ -1,4 +1,4 @@
-"""Counting under a CUDA graph: a model's third call with one input shape is captured, the counter's kernels included, and
+"""Counting under a CUDA graph: a model's third call with one input shape is captured, with the counter's kernels, and
 later calls are replayed.
 
 In eager mode a GPU waits for Python, and counting is mostly Python. A replay runs the same kernels without it. It needs

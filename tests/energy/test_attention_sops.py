@@ -1,4 +1,4 @@
-"""Synaptic operations of spiking attention, counted in both orders of the products, against counts from published layers.
+"""Synaptic operations of spiking attention, counted in both orders of the products, against published layers.
 
 The files hold the spikes of the official attention layers; `sop_counts.json` beside them the operations, summed over
 time, samples and heads. The committed subset is in tests/golden/data/spiking_attention.
@@ -23,7 +23,7 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
 def heads(spikes: Tensor, case: dict[str, int]) -> Tensor:
-    """A layer's spikes as [T, B, heads, N, d]: channels are [heads, d], tokens come last or, in linear layers, first."""
+    """A layer's spikes as [T, B, heads, N, d]: channels are [heads, d]; tokens come last, in linear layers first."""
     spikes = spikes.flatten(3)
     if spikes.shape[2] != case["heads"] * case["d"]:
         spikes = spikes.transpose(2, 3)
