@@ -1,8 +1,8 @@
 """Where a tensor comes from: weight or activation, the user's own input or computed, and from which linear operation.
 
 Being a weight is not a matter of values: a {0, 1} weight is no spike. It is inherited: what is computed from
-parameters, buffers and constants alone is a weight, what depends on a network input is an activation. The mark belongs to
-the storage, so views share it and an in-place write through one view is seen through all.
+parameters, buffers and constants alone is a weight, what depends on a network input is an activation. The mark
+belongs to the storage, so views share it and an in-place write through one view is seen through all.
 """
 
 from __future__ import annotations
