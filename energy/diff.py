@@ -124,6 +124,8 @@ def check(
     for run in (old, new):
         if run.samples < 1:
             raise ValueError("A run without samples has no synaptic operations per inference. Count again.")
+    if not {layer.name for layer in old.layers} & {layer.name for layer in new.layers}:
+        raise ValueError("The two runs have no layer in common: they are of different networks.")
     sums = [_sums(run, policy) for run in (old, new)]
     total, ac, mac = (Change(name, *(s[i] for s in sums)) for i, name in enumerate(("SOP", "AC", "MAC")))
     return Diff(total, ac, mac, _layers(old, new, policy), _differs(old, new), tolerance)

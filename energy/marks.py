@@ -101,6 +101,11 @@ class Marks:
             if storage is not None and storage._cdata not in self._weights:
                 self._weights[storage._cdata] = (storage, Mark(weight=True, name=name))
 
+    def renew(self) -> None:
+        """Look at the weights' values again."""
+        for _, mark in self._weights.values():
+            mark.memo = {}
+
     def forget(self) -> None:
         """Drop the marks of activations."""
         self._held.clear()

@@ -7,6 +7,7 @@ the dispatcher in pieces or in a fused form with another meaning of their axes (
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,13 @@ def register_op(name: str, found: Rule) -> None:
     _PLANS.clear()
 
 
+@lru_cache(maxsize=1)
+def _counting() -> frozenset[Rule]:
+    """The rules that look at values."""
+    names = ("add", "mul", "mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution", "sum")
+    return frozenset(RULES[f"aten::{name}"] for name in names)
+
+
 class Meter(TorchDispatchMode):
     """Sends every operator to its rule while the run is counting."""
 
@@ -78,6 +86,8 @@ class Meter(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
             _PLANS[func] = plan = unknown
+        if plan in _counting() and any(isinstance(x, Tensor) and x.is_complex() for x in args):
+            plan = unknown  # complex activations have no spikes to count
         with torch._C.DisableTorchFunction():  # what the rules ask of tensors is not for `Functions`
             return plan(self.run, func, args, kwargs)
 

@@ -110,7 +110,8 @@ class EnergyModel:
         missing = [name for name in _REQUIRED.get(self.rule, ()) if name not in self.constants]
         if missing:
             raise ValueError(f"energy model {self.name!r}: rule {self.rule!r} needs the constants {', '.join(missing)}")
-        if self.rule == "terms" and self.per_operation == ("sop" in self.constants):
+        both = "sop" in self.constants and bool({"ac", "mac"} & set(self.constants))
+        if self.rule == "terms" and (both or self.per_operation == ("sop" in self.constants)):
             raise ValueError(
                 f"energy model {self.name!r}: give a price per AC and MAC (constants ac and mac) or one per synaptic "
                 f"operation (sop); it has {', '.join(self.constants) or 'none'}"

@@ -42,7 +42,8 @@ class Batch:
         lead = tuple(shape[:2])
         if lead == self.sizes:
             return self.order
-        return self.order[::-1] if self.order == "BT" and lead == self.sizes[::-1] else None
+        turned = lead == self.sizes[::-1] and (self.order == "BT" or len(shape) == 3)
+        return self.order[::-1] if turned else None
 
     def rows(self, order: str) -> Rows:
         """The arrangement of a tensor with all steps of the running call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,6 +18,7 @@ from spikeloom.energy.kinds import MAX_LEVELS
 from spikeloom.energy.marks import Mark, Marks
 from spikeloom.energy.meter import Functions, Meter
 from spikeloom.energy.passes import Passes
+from spikeloom.energy.pause import Paused
 from spikeloom.energy.replay import Replay
 from spikeloom.energy.rows import Batch
 from spikeloom.energy.rules.neurons import count_program
@@ -69,14 +71,22 @@ class Run:
         self._explicit = False
         self._pending: tuple[int, int | None] | None = None
         self._depth = 0
+        self._steps = 0
+        self.thread: int | None = None
         self.pauses = 0
         self._stack = ExitStack()
         self.setting: dict[str, Any] = {}
-        self.marks.weights((f"weight_{i}", w) for i, w in enumerate(weights))
+        self.marks.weights((f"weight_{i}", weight) for i, weight in enumerate(weights))
 
     # --- the context -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
+        if self.thread is not None:
+            raise RuntimeError(
+                "this run is counting already; leave its `with` block first, or use a count() of its own"
+            )
+        self.thread = threading.get_ident()
+        self.marks.renew()  # weights may have been edited since the last block
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels hide the products
         self._stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -95,6 +105,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._stack.close()
+        self.thread = None
         if self.current is not None and kind is None:
             self._close()
         self._drop()
@@ -135,14 +146,24 @@ class Run:
             self._open(Batch(T, B, self._axes, T))
         try:
             yield
+            self._check_steps(T)
         except BaseException:
             self._drop()
             raise
         else:
-            if self.current is not None:
-                self._close()
+            self._close()
         finally:
-            self._explicit, self._pending = False, None
+            self._explicit, self._pending, self._steps = False, None, 0
+
+    def _check_steps(self, T: int) -> None:
+        ran = self._steps or self.uncounted or any(site.open for site in self.sites.values())
+        if self.current is None or not ran:
+            raise ValueError(f"batch(T={T}): nothing ran in the block")
+        if self.model is not None and self._pending == (T, None) and self._steps not in (0, T):
+            raise ValueError(
+                f"batch(T={T}) saw {self._steps} time steps of the model; open one batch for each batch of samples, "
+                "with all its steps inside"
+            )
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
@@ -162,6 +183,7 @@ class Run:
         elif self._explicit and len(self.scopes.stack) == 1:
             self._steps_of(args)
         if module is self.model:
+            self._steps += self.current.steps if self._depth == 0 and self.current is not None else 0
             self._depth += 1
 
     def module_ends(self, module: nn.Module, failed: bool) -> None:
@@ -181,7 +203,12 @@ class Run:
         if batch is None or x is None:
             return
         axis = batch.order.index("T")
-        chunk = x.dim() >= 2 and x.shape[1 - axis] == batch.B and x.shape[axis] <= batch.T
+        chunk = (
+            self._pending != (batch.T, None)
+            and x.dim() >= 2
+            and x.shape[1 - axis] == batch.B
+            and x.shape[axis] <= batch.T
+        )
         single = x.shape[0] == batch.B and not (chunk and x.dim() >= 3)
         self.current = replace(batch, steps=x.shape[axis] if chunk and not single else 1)
 
@@ -190,6 +217,8 @@ class Run:
         if x is None:
             raise ValueError("the model was called without a tensor; mark its batches with `with run.batch(T=, B=):`")
         shape, axes = tuple(x.shape), self._axes
+        if x.numel() == 0:
+            raise ValueError(f"the model was called with an empty tensor, shape {list(shape)}; nothing can be counted")
         if self._pending is not None:
             return Batch(self._pending[0], shape[0], axes, 1)
         if self._T is not None:
@@ -262,7 +291,7 @@ class Run:
 
     def paused(self) -> AbstractContextManager[None]:
         """Operations of the counter itself are not counted, and not even shown to its modes."""
-        return _Paused(self)
+        return Paused(self)
 
     def site(self, name: str, op: str) -> Site:
         """The site of a name and operation, made at its first use."""
@@ -316,26 +345,6 @@ class Run:
         from spikeloom.energy.report import Report
 
         return Report(self.counts(), **options)
-
-
-class _Paused:
-    """`Run.paused`. The guards switch both modes off in C++, which is far cheaper than to be called and decline."""
-
-    __slots__ = ("_function", "_guard", "_run")
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        self._run.pauses += 1
-        self._function = torch._C.DisableTorchFunction()
-        self._function.__enter__()
-        self._guard = torch._C._DisableTorchDispatch()
-
-    def __exit__(self, *_: object) -> None:
-        del self._guard
-        self._function.__exit__(None, None, None)
-        self._run.pauses -= 1
 
 
 def count(

@@ -7,6 +7,7 @@ neurons and layers are added there by `register_neuron`, `register_delays` and t
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,8 +138,14 @@ class Scopes:
         return self._names[id(module)]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        with torch._C.DisableTorchFunction():
-            self._begin(module, args)
+        if threading.get_ident() == self._run.thread:
+            with torch._C.DisableTorchFunction():
+                self._begin(module, args)
+        elif module is self._run.model:
+            raise RuntimeError(
+                "the model was called in another thread than the one that entered count(); torch shows its operations "
+                "to one thread alone, so enter count() in the thread that runs the model"
+            )
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         run = self._run
@@ -164,7 +171,7 @@ class Scopes:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self._run
-        if run.current is None:
+        if run.current is None or threading.get_ident() != run.thread:
             return
         while len(self.stack) > 1 and self.now.module is not module:  # left by an exception
             self.stack.pop()

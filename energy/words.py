@@ -144,6 +144,8 @@ def interval_text(low: float, high: float, energy: bool = True) -> str:
 
 
 def _interval(report: Report) -> str:
+    if not all(layer.assigned for layer in report.counts.layers):
+        return ""  # samples that cannot be told apart have no spread
     words = interval_text(report.sop.low, report.sop.high, energy=False)
     return f" ({words})" if words else ""
 
