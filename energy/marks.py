@@ -94,6 +94,14 @@ class Marks:
         if storage is not None and storage._cdata not in self._weights:
             self._held[storage._cdata] = (StorageWeakRef(storage), mark)
 
+    def put_all(self, output: Any, mark: Mark) -> None:
+        """Mark every tensor of a nested result."""
+        if isinstance(output, Tensor):
+            self.put(output, mark)
+        elif isinstance(output, list | tuple):
+            for part in output:
+                self.put_all(part, mark)
+
     def weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Mark parameters and buffers; the storages are held, so they stay weights for the whole run."""
         for name, tensor in named:

@@ -318,11 +318,7 @@ class Run:
 
     def mark_outputs(self, output: Any, mark: Mark | None = None) -> None:
         """Mark the tensors of a result, by default as activations that were computed."""
-        if isinstance(output, Tensor):
-            self.marks.put(output, mark or Mark())
-        elif isinstance(output, list | tuple):
-            for part in output:
-                self.mark_outputs(part, mark)
+        self.marks.put_all(output, mark or Mark())
 
     # --- results ---------------------------------------------------------------------------------------------------
 
