@@ -95,12 +95,12 @@ class Marks:
             self._held[storage._cdata] = (StorageWeakRef(storage), mark)
 
     def put_all(self, output: Any, mark: Mark) -> None:
-        """Mark every tensor of a nested result."""
+        """Mark every tensor of a nested result, each with a copy: counts of one are none of another."""
         if isinstance(output, Tensor):
             self.put(output, mark)
         elif isinstance(output, list | tuple):
             for part in output:
-                self.put_all(part, mark)
+                self.put_all(part, mark.copied())
 
     def weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Mark parameters and buffers; the storages are held, so they stay weights for the whole run."""
