@@ -141,7 +141,7 @@ class Run:
             raise RuntimeError("a batch is being counted already; leave it before the next one begins")
         if T < 1 or (B is not None and B < 1):
             raise ValueError(f"got T={T}, B={B}; a batch has at least one step and one sample")
-        self._explicit, self._pending = True, (T, B)
+        self._explicit, self._pending, self._steps = True, (T, B), 0
         if B is not None:
             self._open(Batch(T, B, self._axes, T))
         try:
@@ -257,7 +257,7 @@ class Run:
         self.scopes.stack = self.scopes.stack[:1]
         self.marks.forget()
         for site in self.sites.values():
-            site.open, site.static_flags, site.first_step = [], [], None
+            site.drop()
 
     # --- for the rules ---------------------------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Site:
     values: dict[str, Values] = field(default_factory=dict)
     level_spans: dict[str, dict[float, dict[int, IntArray]]] = field(default_factory=dict)
 
+    def drop(self) -> None:
+        """Forget what an unfinished pass left."""
+        self.open, self.static_flags, self.first_step = [], [], None
+        self.facts.pop("origins", None)
+
     def array(self, name: str, sizes: Sequence[tuple[int, int]]) -> IntArray:
         """A count over all passes, [T, N], zero in passes without a call; [1, 1] if steps and samples are unknown."""
         return self._joined(self.spans.get(name, {}), sizes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.energy import count
+from spikeloom.energy.counts import NormCount
 from spikeloom.energy.diff import check
 
 
@@ -114,3 +115,41 @@ def test_empty_inputs_and_unrelated_runs() -> None:
         runs.append(run.counts())
     with pytest.raises(ValueError, match="no layer in common"):
         check(*runs)
+
+
+def test_a_pass_that_failed_leaves_nothing_that_changes_the_next() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.bn, self.fail = nn.Linear(4, 2, bias=False), nn.BatchNorm1d(2), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lin(x.flatten(0, 1))
+            if self.fail:
+                y.abs()  # a second reader: here the normalisation would not fold
+            y = self.bn(y)
+            if self.fail:
+                raise KeyError("on purpose")
+            return y
+
+    net = Fails().eval()
+    with torch.no_grad(), count(net) as run:
+        net.fail = True
+        with pytest.raises(KeyError, match="on purpose"):
+            net(spikes(3, 2, 4))
+        net.fail = False
+        net(spikes(3, 2, 4))
+    counts = run.counts()
+    assert counts.samples == 2
+    assert [norm.folds_into for norm in counts.of(NormCount)] == ["lin"]
+
+
+def test_batches_with_and_without_a_loop_outside_in_one_run() -> None:
+    net, x = nn.Linear(4, 2), spikes(4, 3, 4)
+    with count(net) as run:
+        net(x)
+        with run.batch(T=4):
+            for step in x:
+                net(step)
+    layer = run.counts().layers[0]
+    assert layer.sop[:, :3].tolist() == layer.sop[:, 3:].tolist() == (2 * x.sum(-1)).int().tolist()
