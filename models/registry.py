@@ -1,6 +1,6 @@
-"""Models by name: `create_model("conv_snn_small", num_classes=11)`, `list_models("conv*")`.
+"""Models by name: `create_model("spikformer_cifar_4_384", num_classes=100)`, `list_models("spikformer*")`.
 
-A registered function takes overrides of its configuration and returns a module with
+A registered model takes overrides of its configuration and is a module with
 
 * `config`: a frozen dataclass of plain values, enough to build the module again;
 * `num_classes`, `reset_classifier(num_classes)`; with `num_classes=0` the output is that of `forward_features`;
@@ -10,31 +10,88 @@ A registered function takes overrides of its configuration and returns a module 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import nn
 
-from spikeloom.models.config import nearest, to_json
+from spikeloom.models.config import configure, nearest, to_json
 
 F = TypeVar("F", bound=Callable[..., nn.Module])
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {}
+
+@dataclass(frozen=True)
+class Published:
+    """A result as its paper printed it, never one of ours: top-1 accuracy in percent.
+
+    note: what sets it apart, such as another resolution, and where it was read if not in the paper.
+    """
+
+    dataset: str
+    accuracy: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model: its builder and class, one line of what it is, its paper, and the paper's results."""
+
+    build: Callable[..., nn.Module]
+    kind: type[nn.Module]
+    says: str
+    paper: str = ""
+    published: tuple[Published, ...] = ()
+
+
+_MODELS: dict[str, Entry] = {}
 
 
 def register(function: F) -> F:
-    """Register a model under the name of the function that builds it.
+    """Register a model under the name of the function that builds it; its docstring's first line is what it is.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: the function does not say which class it returns.
+    """
+    kind = typing.get_type_hints(function).get("return")
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        raise TypeError(f"Model {function.__name__!r}: annotate the class that it returns, got {kind!r}.")
+    says = (function.__doc__ or "").strip().partition("\n")[0]
+    _add(function.__name__, Entry(function, kind, says), function.__module__)
+    return function
+
+
+def register_variant(
+    name: str,
+    kind: type[Any],
+    config: Any,
+    says: str,
+    *,
+    paper: str,
+    published: Sequence[Published] = (),
+) -> None:
+    """Register `kind(config)` under a name; overrides replace fields of `config`.
 
     Raises:
         ValueError: the name is taken.
     """
-    name = function.__name__
+
+    def build(**overrides: Any) -> nn.Module:
+        model: nn.Module = kind(configure(config, overrides))
+        return model
+
+    _add(name, Entry(build, kind, says, paper, tuple(published)), kind.__module__)
+
+
+def _add(name: str, entry: Entry, where: str) -> None:
     if name in _MODELS:
-        first = _MODELS[name].__module__
-        raise ValueError(f"Model {name!r} of {function.__module__} is already registered by {first}. Rename one.")
-    _MODELS[name] = function
-    return function
+        first = _MODELS[name].kind.__module__
+        raise ValueError(f"Model {name!r} of {where} is already registered by {first}. Rename one.")
+    _MODELS[name] = entry
 
 
 def create_model(name: str, **overrides: Any) -> nn.Module:
@@ -43,11 +100,20 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: no such model (the three nearest names are given), or no such field.
     """
+    return describe(name).build(**overrides)
+
+
+def describe(name: str) -> Entry:
+    """What is registered under a name.
+
+    Raises:
+        ValueError: no such model (the three nearest names are given).
+    """
     if name not in _MODELS:
         raise ValueError(
             f"There is no model {name!r}{nearest(name, _MODELS)}. list_models() gives all {len(_MODELS)} names."
         )
-    return _MODELS[name](**overrides)
+    return _MODELS[name]
 
 
 def list_models(pattern: str = "*") -> list[str]:

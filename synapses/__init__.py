@@ -3,7 +3,8 @@
 if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.synapses", name=__name__)
 
-from spikeloom.synapses.fold import fold, over_time, unfold
+from spikeloom.synapses.conv_neuron import ConvNeuron
+from spikeloom.synapses.fold import channels_last, fold, over_time, unfold
 from spikeloom.synapses.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -18,6 +19,7 @@ from spikeloom.synapses.layers import (
     MaxPool2d,
 )
 from spikeloom.synapses.norm_neuron import NormNeuron
+from spikeloom.synapses.projection import Projection
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -26,12 +28,15 @@ __all__ = [
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "ConvNeuron",
     "ConvTranspose2d",
     "Dropout",
     "Flatten",
     "Linear",
     "MaxPool2d",
     "NormNeuron",
+    "Projection",
+    "channels_last",
     "fold",
     "over_time",
     "unfold",

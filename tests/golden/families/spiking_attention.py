@@ -1,7 +1,8 @@
-"""Golden spiking attention: the synaptic operations of a layer's products, counted in both orders, against the files.
+"""Golden spiking attention: layers and whole models (`golden/attention/`), and the operations of attention products.
 
-`sop_counts.json` beside the files holds, per evaluated attention layer, the operations summed over time, samples and
-heads; they are counted here on the layer's stored spikes. The layers' outputs are not compared yet.
+A file is dispatched on the longest prefix of its name that a table `CASES` knows. `sop_counts.json` beside the files
+holds, per evaluated attention layer, the operations summed over time, samples and heads; they are counted here on the
+layer's stored spikes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
+from spikeloom_tests.golden.attention import spikformer
+from spikeloom_tests.golden.attention.rebuilt import File, Rebuilt, compare, read
 from torch import Tensor
 
 from spikeloom.energy import count
@@ -27,15 +29,33 @@ def _counts(path: Path) -> dict[str, Any]:
     return found
 
 
+LAYERS = ("ssa", "qk", "sdsa", "e_sdsa")
+CASES: dict[str, Callable[[File], Rebuilt]] = {**spikformer.CASES}
+
+
 def variants(path: Path) -> list[str]:
-    """The operations where they are stored, else the outputs."""
-    return ["operations" if _counts(path) else "outputs"]
+    """In both precisions; attention layers on a GPU too; and their operations where they are stored."""
+    if path.suffix == ".json":
+        return ["files"]
+    gpu = ["cuda"] if path.stem.startswith(LAYERS) else []
+    return ["float64", "float32", *gpu, *(["operations"] if _counts(path) else [])]
 
 
 def check(path: Path, variant: str) -> None:
-    """Compare the operations."""
-    if variant == "outputs":
-        pytest.skip("nothing compares the outputs of spiking attention yet")
+    """Compare a file in one way."""
+    if variant == "operations":
+        check_operations(path)
+    elif variant == "files":
+        assert json.loads(path.read_text()).keys() & {other.stem for other in path.parent.glob("*.safetensors")}
+    else:
+        file = read(path)
+        build = CASES[max((prefix for prefix in CASES if path.stem.startswith(prefix)), key=len)]
+        dtype = torch.float64 if variant == "float64" else torch.float32
+        compare(file, build(file), dtype, "cuda" if variant == "cuda" else "cpu")
+
+
+def check_operations(path: Path) -> None:
+    """The operations of the products, on the stored spikes."""
     case, spikes = _counts(path), load_file(path)
     x = {key: heads(spikes[f"out.spk.{key}_lif"].float(), case) for key in "qkv" if f"out.spk.{key}_lif" in spikes}
     assert {f"nnz_{key}": int(value.sum()) for key, value in x.items()} == {

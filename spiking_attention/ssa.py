@@ -1,0 +1,99 @@
+"""Spiking self-attention (SSA).
+
+    Q, K, V = LIF(BN(W x))                             spikes [T, B, h, N, d]
+    out     = LIF(BN(W LIF_0.5(s Q K^T V)))            s = 0.125, one power of two for every width
+
+Paper: Zhou, Zhu, He, Wang, Yan, Tian, Yuan 2023, "Spikformer: When Spiking Neural Network Meets Transformer",
+arXiv:2209.15425, eqs. 4-8. There is no softmax, so (Q K^T) V = Q (K^T V): all intermediate values are whole numbers,
+both orders give the same bits, and the cheaper one is taken. A count of 1 / s or more fires whatever the membrane was,
+so rounding counts above 256 in bfloat16 changes no spike.
+
+QKFormer (arXiv:2403.16552) uses the same cell; its published code runs the last neuron over the samples of the batch as
+if they were time steps, see `proj_lif`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.neurons import LIF
+from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads, split_heads, to_tokens
+from spikeloom.synapses import Projection
+
+Order = Literal["auto", "qk_v", "q_kv"]
+ORDERS = ("auto", "qk_v", "q_kv")
+
+
+class SSA(nn.Module):
+    """Spiking self-attention on `[T, B, N, C]` (or another layout), spikes out in the shape of the input.
+
+    Args:
+        dim: C. num_heads: h, which divides C; d = C / h.
+        scale: s, or "rsqrt_d" for d^-1/2 (not in the paper's code).
+        order: `qk_v` is (Q K^T) V with 2 N^2 d operations per head, `q_kv` is Q (K^T V) with 2 N d^2; `auto` takes the
+            cheaper: `q_kv` where N > d.
+        bias: of the maps to Q, K and V (the CIFAR flavour of the paper's code has it); the last map always has one.
+        layout: axes of input and output: "TBNC", "TBCN" or "TBCHW".
+        proj_lif: `time` for every new model. `batch_leak` exists to run QKFormer's published weights as they were
+            trained: the last neuron takes [T B] as its time axis, so a sample's output depends on those before it in
+            the batch, and published accuracies hold only with the batches of that evaluation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        scale: float | Literal["rsqrt_d"] = 0.125,
+        order: Order = "auto",
+        bias: bool = False,
+        layout: Layout = "TBNC",
+        proj_lif: Literal["time", "batch_leak"] = "time",
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads, "SSA")
+        check_layout(layout, "SSA")
+        if order not in ORDERS:
+            raise ValueError(f"SSA got order={order!r}; expected {', '.join(map(repr, ORDERS))}.")
+        if proj_lif not in ("time", "batch_leak"):
+            raise ValueError(f"SSA got proj_lif={proj_lif!r}; expected 'time', or 'batch_leak' for QKFormer's weights.")
+        self.dim, self.num_heads, self.layout = dim, num_heads, layout
+        self.scale = (dim // num_heads) ** -0.5 if isinstance(scale, str) else scale
+        self.order, self.proj_lif = order, proj_lif
+        self.q = Projection(dim, dim, bias=bias)
+        self.k = Projection(dim, dim, bias=bias)
+        self.v = Projection(dim, dim, bias=bias)
+        self.attn_lif = LIF(v_threshold=0.5)
+        self.proj = Projection(dim, dim, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        tokens, restore = to_tokens(x, self.layout, self.dim, "SSA")
+        q, k, v = (split_heads(part(tokens), self.num_heads) for part in (self.q, self.k, self.v))
+        mixed: Tensor = self.attn_lif(merge_heads(product(q, k, v, self.scale, self.order)))
+        if self.proj_lif == "time":
+            return restore(self.proj(mixed))
+        return restore(self.proj(mixed.flatten(0, 1).unsqueeze(1)).reshape(mixed.shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, heads={self.num_heads}, scale={self.scale}, order={self.order!r}, layout={self.layout!r}"
+
+
+def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto") -> Tensor:
+    """s Q K^T V for spikes `[..., N, d]`, in the cheaper of its two orders; whole multiples of s, exactly.
+
+    A power of two scales the small middle product without rounding; another s scales the result, so that the sums stay
+    whole numbers and the orders agree.
+    """
+    early = math.frexp(scale)[0] == 0.5
+    if order == "q_kv" or (order == "auto" and q.shape[-2] > q.shape[-1]):
+        middle = k.transpose(-1, -2) @ v
+        mixed = torch.matmul(q, middle * scale if early else middle)
+    else:
+        middle = q @ k.transpose(-1, -2)
+        mixed = torch.matmul(middle * scale if early else middle, v)
+    return mixed if early else mixed * scale
