@@ -27,7 +27,6 @@ sys.path.append(str(HERE))
 sys.path.append(str(HERE.parent))
 
 from _report import conditions, show, write  # noqa: E402
-from _spikformer import Spikformer  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -73,9 +72,10 @@ def overhead(
 ) -> dict[str, Any]:
     """Times and memory of one network, counted and not."""
     from spikeloom.energy import count
+    from spikeloom.models import create_model
 
     torch.manual_seed(0)
-    net = Spikformer().to(device, DTYPES[dtype_name])
+    net = create_model("spikformer_cifar_4_384", T=steps).to(device, DTYPES[dtype_name])
     images = torch.rand(batch, 3, 32, 32, device=device, dtype=DTYPES[dtype_name])
     frames = images.expand(steps, *images.shape).contiguous()
     settle(net, frames)

@@ -126,6 +126,8 @@ def prepare(
             scalars.append(value)
             kinds += "s"
     chosen = choose(backend, xs[0].device.type)
+    if xs[0].is_meta and backend == "auto":
+        chosen = "meta"  # shapes alone: the operator knows them without a loop over T
     if chosen != "reference" and forward_ad._current_level >= 0:
         raise NotImplementedError(
             f"{program.name}: kernels have no forward-mode derivatives (torch.func.jvp, dual numbers); pass "

@@ -5,22 +5,40 @@ if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.models", name=__name__)
 
 from spikeloom.models.conv_snn import ConvSNN, ConvSNNConfig
+from spikeloom.models.files import load_model, save_model
+from spikeloom.models.masked import MaskedAutoencoder, MaskedConfig
 from spikeloom.models.official import from_official, list_families
+from spikeloom.models.qkformer import QKFormer, QKFormerConfig
 from spikeloom.models.registry import Published, create_model, describe, is_model, list_models, model_config, register
+from spikeloom.models.sdt import SDTConfig, SpikeDrivenTransformer
+from spikeloom.models.sdt_v3 import SDTV3, SDTV3Config
 from spikeloom.models.spikformer import Spikformer, SpikformerConfig
+from spikeloom.models.spikformer_v2 import SpikformerV2, SpikformerV2Config
 
 __all__ = [
+    "SDTV3",
     "ConvSNN",
     "ConvSNNConfig",
+    "MaskedAutoencoder",
+    "MaskedConfig",
     "Published",
+    "QKFormer",
+    "QKFormerConfig",
+    "SDTConfig",
+    "SDTV3Config",
+    "SpikeDrivenTransformer",
     "Spikformer",
     "SpikformerConfig",
+    "SpikformerV2",
+    "SpikformerV2Config",
     "create_model",
     "describe",
     "from_official",
     "is_model",
     "list_families",
     "list_models",
+    "load_model",
     "model_config",
     "register",
+    "save_model",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from spikeloom.models.config import nearest
 from spikeloom.models.registry import create_model, list_models
 
+FUSED = "qkv"
+"""Our module for the maps to q, k and v in one: a third of the rows of each of its tensors belongs to each."""
 Build = Callable[..., nn.Module]
 Rename = Callable[[str], str]
 
@@ -85,20 +87,21 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any], family: str) 
     known, state = _family(family), unwrap(state_dict)
     own = model.state_dict()
     names = {key: translate(family, key, own) for key in state}
-    dead = [key for key, name in names.items() if name not in own and _is_dead(known, key)]
-    extra = sorted(key for key, name in names.items() if name not in own and key not in dead)
-    found = {name: key for key, name in names.items() if name in own}
-    missing = sorted(own.keys() - found.keys())
+    here = {key: name for key, name in names.items() if name.partition("#")[0] in own}
+    dead = [key for key in state if key not in here and _is_dead(known, key)]
+    found = {name: key for key, name in reversed(here.items())}  # the first, where two have one name
+    extra = sorted(key for key in state if key not in dead and found.get(names[key]) != key)
+    missing = sorted(name for name in _places(own, found) if name not in found)
     shapes = [
-        f"{key} {list(state[key].shape)} (the model has {list(own[name].shape)})"
+        f"{key} {list(state[key].shape)} (the model has {list(_part(own, name).shape)})"
         for name, key in found.items()
-        if not _fits(state[key], own[name])
+        if not _fits(state[key], _part(own, name))
     ]
     if extra or missing or shapes:
         raise ValueError(_complaint(known, family, state, extra, missing, shapes))
     with torch.no_grad():
         for name, key in found.items():
-            own[name].copy_(state[key].reshape(own[name].shape))
+            _part(own, name).copy_(state[key].reshape(_part(own, name).shape))
     if dead:
         warnings.warn(
             f"{len(dead)} entries that the official {family} code never reads were left out, such as {dead[0]}; "
@@ -111,12 +114,31 @@ def translate(family: str, key: str, own: Iterable[str]) -> str:
     """Our name of an official entry; `own` are the names that our model has.
 
     The convention of all these papers is `x_conv` or `x_linear`, `x_bn`, `x_lif`; ours is a module `x` with `synapse`
-    and `fire` (normalisation and neuron in one), or `norm` where something lies between normalisation and neuron.
+    and `fire` (normalisation and neuron in one), or `norm` where something lies between normalisation and neuron. The
+    maps `q`, `k`, `v` may be one map `qkv` of ours: then the name ends in "#0", "#1" or "#2", a third of its rows.
     """
     name = _family(family).rename(key)
     name = re.sub(r"(?<=[a-z0-9])_(conv|linear)(\d*)(?=\.)", r"\2.synapse", name)
     normed = re.sub(r"(?<=[a-z0-9])_bn(\d*)(?=\.)", r"\1.norm", name)
-    return normed if normed in own else re.sub(r"(?<=[a-z0-9])_bn(\d*)(?=\.)", r"\1.fire", name)
+    name = normed if normed in own else re.sub(r"(?<=[a-z0-9])_bn(\d*)(?=\.)", r"\1.fire", name)
+    fused = re.sub(r"(?:^|(?<=\.))[qkv](?=\.(synapse|fire)\.)", FUSED, name)
+    if name not in own and fused in own:
+        return f"{fused}#{'qkv'.index(name.removesuffix(fused.partition(FUSED)[2])[-1])}"
+    return name
+
+
+def _places(own: Iterable[str], found: Mapping[str, str]) -> Iterator[str]:
+    """What must be found to fill the model: each of its names, or the thirds of those of which a third was found."""
+    for name in own:
+        thirds = [f"{name}#{part}" for part in range(3)]
+        yield from thirds if any(third in found for third in thirds) else [name]
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of a name; of "name#i" the i-th third of its rows (all of a number)."""
+    base, _, part = name.partition("#")
+    whole = tensors[base]
+    return whole.chunk(3)[int(part)] if part and whole.ndim else whole
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -174,6 +196,8 @@ def fitting_variants(family: str, state: Mapping[str, Tensor]) -> list[str]:
         with torch.device("meta"):
             own = create_model(variant, num_classes=classes).state_dict()
         names = {translate(family, key, own): key for key in state if not _is_dead(known, key)}
-        if names.keys() == own.keys() and all(_fits(state[key], own[name]) for name, key in names.items()):
+        if names.keys() == set(_places(own, names)) and all(
+            _fits(state[key], _part(own, name)) for name, key in names.items()
+        ):
             fitting.append(variant)
     return fitting

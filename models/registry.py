@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from spikeloom.models.config import configure, nearest, to_json
@@ -38,13 +39,17 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered model: its builder and class, one line of what it is, its paper, and the paper's results."""
+    """A registered model: its builder and class, one line of what it is, its paper, and the paper's results.
+
+    config: the configuration without overrides, where it was registered as one (`default_config` knows all).
+    """
 
     build: Callable[..., nn.Module]
     kind: type[nn.Module]
     says: str
     paper: str = ""
     published: tuple[Published, ...] = ()
+    config: Any = None
 
 
 _MODELS: dict[str, Entry] = {}
@@ -84,7 +89,7 @@ def register_variant(
         model: nn.Module = kind(configure(config, overrides))
         return model
 
-    _add(name, Entry(build, kind, says, paper, tuple(published)), kind.__module__)
+    _add(name, Entry(build, kind, says, paper, tuple(published), config), kind.__module__)
 
 
 def _add(name: str, entry: Entry, where: str) -> None:
@@ -136,3 +141,39 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{type(model).__name__} has no `config` dataclass; expected a model of the registry.")
     return to_json(config)
+
+
+def default_config(name: str) -> Any:
+    """The configuration that `create_model(name)` has without overrides.
+
+    Raises:
+        ValueError: no such model.
+    """
+    entry = describe(name)
+    if entry.config is not None:
+        return entry.config
+    with torch.device("meta"):  # without memory
+        return entry.build().config
+
+
+def name_of(model: nn.Module) -> str:
+    """The registered name of a model: of those of its class, the one from which the fewest fields were overridden.
+
+    Raises:
+        ValueError: no model of its class is registered.
+    """
+    names = [name for name, entry in _MODELS.items() if entry.kind is type(model)]
+    if not names:
+        kinds = sorted({entry.kind.__name__ for entry in _MODELS.values()})
+        raise ValueError(
+            f"{type(model).__name__} is no registered model; expected one of {', '.join(kinds)}, without a wrapper "
+            "such as that of torch.compile (model._orig_mod) or DistributedDataParallel (model.module). A class of "
+            "your own is registered by spikeloom.models.register."
+        )
+    given = model_config(model)
+
+    def overridden(name: str) -> int:
+        default = to_json(default_config(name))
+        return sum(default[field] != value for field, value in given.items())
+
+    return min(sorted(names), key=overridden)

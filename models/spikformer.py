@@ -62,7 +62,8 @@ class SpikformerConfig:
         check_heads(self.embed_dim, self.num_heads, "SpikformerConfig")
         if self.embed_dim % 8:
             raise ValueError(f"SpikformerConfig.embed_dim is {self.embed_dim}; expected a multiple of 8 (the stem's).")
-        if min(self.in_channels, self.depth, self.T or 1) < 1 or self.num_classes < 0 or self.mlp_ratio <= 0:
+        T = 1 if self.T is None else self.T
+        if min(self.in_channels, self.depth, T) < 1 or self.num_classes < 0 or self.mlp_ratio <= 0:
             raise ValueError(
                 f"SpikformerConfig: in_channels={self.in_channels}, depth={self.depth}, T={self.T} must be >= 1, "
                 f"num_classes={self.num_classes} >= 0 (0: no classifier), mlp_ratio={self.mlp_ratio} > 0."
@@ -144,6 +145,7 @@ _DVS = SpikformerConfig(
     scale=0.25,
     legacy_positions=64,
 )
+_SMALL = SpikformerConfig(in_channels=2, input_size=(32, 32), T=6, pools=(True, True, True, False))
 _IMAGENET = SpikformerConfig(input_size=(224, 224), num_classes=1000, pools=(True,) * 4, linear=False)
 
 
@@ -171,6 +173,7 @@ _register(
     "spikformer_dvs_2_256", "Two blocks of width 256 for event frames of 128 x 128.", _DVS, 256, 16, 2,
     Published("CIFAR10-DVS", 80.9), Published("DVS128 Gesture", 98.3),
 )  # fmt: skip
+_register("spikformer_small", "One block of width 128 for small frames of events; not of the paper.", _SMALL, 128, 4, 1)
 for _depth, _dim, _heads, _accuracy in (
     (8, 384, 12, 70.24),
     (6, 512, 8, 72.46),
@@ -206,6 +209,9 @@ def _rename(key: str) -> str:
 register_family(
     "spikformer",
     Family(
-        _build, _rename, (r"block\.\d+\.norm[12]\.(weight|bias)", r"norm\.(weight|bias)", "pos_embed"), "spikformer_*"
+        _build,
+        _rename,
+        (r"block\.\d+\.norm[12]\.(weight|bias)", r"norm\.(weight|bias)", "pos_embed"),
+        "spikformer_[!v]*",  # spikformer_v2_... is a network of its own
     ),
 )

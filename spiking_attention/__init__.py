@@ -3,7 +3,30 @@
 if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.spiking_attention", name=__name__)
 
+from spikeloom.spiking_attention.conv_block import ConvBlock
+from spikeloom.spiking_attention.e_sdsa import ESDSA
+from spikeloom.spiking_attention.e_sdsa_large import ESDSALarge
+from spikeloom.spiking_attention.integer_mlp import IntegerMLP
+from spikeloom.spiking_attention.membrane_mlp import MembraneMLP
 from spikeloom.spiking_attention.mlp import SpikingMLP
+from spikeloom.spiking_attention.qk import QKChannelAttention, QKTokenAttention, fires_if_any
+from spikeloom.spiking_attention.sdsa import SDSA
+from spikeloom.spiking_attention.sdsa_repconv import SDSARepConv
+from spikeloom.spiking_attention.sepconv import SepConv
 from spikeloom.spiking_attention.ssa import SSA
 
-__all__ = ["SSA", "SpikingMLP"]
+__all__ = [
+    "ESDSA",
+    "SDSA",
+    "SSA",
+    "ConvBlock",
+    "ESDSALarge",
+    "IntegerMLP",
+    "MembraneMLP",
+    "QKChannelAttention",
+    "QKTokenAttention",
+    "SDSARepConv",
+    "SepConv",
+    "SpikingMLP",
+    "fires_if_any",
+]

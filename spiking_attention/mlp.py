@@ -26,7 +26,7 @@ class SpikingMLP(nn.Module):
         check_layout(layout, "SpikingMLP")
         self.dim, self.layout = dim, layout
         self.fc1 = Projection(dim, hidden, bias=True)
-        self.fc2 = Projection(hidden, dim, bias=True)
+        self.fc2 = Projection(hidden, dim, bias=True, spikes=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""

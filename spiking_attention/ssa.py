@@ -14,18 +14,16 @@ if they were time steps, see `proj_lif`.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
-from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads, split_heads, to_tokens
+from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, to_tokens
+from spikeloom.spiking_attention.products import ORDERS, Order, mix, product
 from spikeloom.synapses import Projection
 
-Order = Literal["auto", "qk_v", "q_kv"]
-ORDERS = ("auto", "qk_v", "q_kv")
+__all__ = ["SSA", "Order", "product"]
 
 
 class SSA(nn.Module):
@@ -64,36 +62,18 @@ class SSA(nn.Module):
         self.dim, self.num_heads, self.layout = dim, num_heads, layout
         self.scale = (dim // num_heads) ** -0.5 if isinstance(scale, str) else scale
         self.order, self.proj_lif = order, proj_lif
-        self.q = Projection(dim, dim, bias=bias)
-        self.k = Projection(dim, dim, bias=bias)
-        self.v = Projection(dim, dim, bias=bias)
+        self.qkv = Projection(dim, 3 * dim, bias=bias)
         self.attn_lif = LIF(v_threshold=0.5)
-        self.proj = Projection(dim, dim, bias=True)
+        self.proj = Projection(dim, dim, bias=True, spikes=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
         tokens, restore = to_tokens(x, self.layout, self.dim, "SSA")
-        q, k, v = (split_heads(part(tokens), self.num_heads) for part in (self.q, self.k, self.v))
-        mixed: Tensor = self.attn_lif(merge_heads(product(q, k, v, self.scale, self.order)))
+        q, k, v = self.qkv(tokens).chunk(3, dim=3)
+        mixed: Tensor = self.attn_lif(mix(q, k, v, self.num_heads, self.scale, self.order))
         if self.proj_lif == "time":
             return restore(self.proj(mixed))
         return restore(self.proj(mixed.flatten(0, 1).unsqueeze(1)).reshape(mixed.shape))
 
     def extra_repr(self) -> str:
         return f"{self.dim}, heads={self.num_heads}, scale={self.scale}, order={self.order!r}, layout={self.layout!r}"
-
-
-def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto") -> Tensor:
-    """s Q K^T V for spikes `[..., N, d]`, in the cheaper of its two orders; whole multiples of s, exactly.
-
-    A power of two scales the small middle product without rounding; another s scales the result, so that the sums stay
-    whole numbers and the orders agree.
-    """
-    early = math.frexp(scale)[0] == 0.5
-    if order == "q_kv" or (order == "auto" and q.shape[-2] > q.shape[-1]):
-        middle = k.transpose(-1, -2) @ v
-        mixed = torch.matmul(q, middle * scale if early else middle)
-    else:
-        middle = q @ k.transpose(-1, -2)
-        mixed = torch.matmul(middle * scale if early else middle, v)
-    return mixed if early else mixed * scale

@@ -18,8 +18,9 @@ class ConvNeuron(nn.Module):
 
     Args:
         in_channels, out_channels: C, C'.
-        kernel: side of the kernel, padded by half of it.
+        kernel: side of the kernel.
         stride: of the convolution.
+        padding: of the convolution; None is half of the kernel, rounded down.
         pool: max pooling 3 x 3 with stride 2 and padding 1, `before` the neuron (of its input), `after` it (of its
             spikes: their logical or) or `none`. Without pooling before it, normalisation and neuron are one kernel.
         neuron: None is `LIF()`.
@@ -32,6 +33,7 @@ class ConvNeuron(nn.Module):
         kernel: int = 3,
         *,
         stride: int = 1,
+        padding: int | None = None,
         pool: Pool = "none",
         neuron: Neuron | None = None,
     ) -> None:
@@ -39,7 +41,8 @@ class ConvNeuron(nn.Module):
         if pool not in ("none", "before", "after"):
             raise ValueError(f"ConvNeuron got pool={pool!r}; expected 'none', 'before' or 'after' the neuron.")
         neuron = LIF() if neuron is None else neuron
-        self.synapse = Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        padding = kernel // 2 if padding is None else padding
+        self.synapse = Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
         self.pool_at = pool
         if pool == "before":
             self.norm = BatchNorm2d(out_channels)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spikeloom.kernels.pool import max_pool, takes
 from spikeloom.synapses.fold import check_axes, over_time
 
 
@@ -79,7 +80,16 @@ class MaxPool2d(nn.MaxPool2d):
         check_axes(input, "MaxPool2d", "T B C H W")
         if self.return_indices:
             raise ValueError("MaxPool2d got return_indices=True; indices over a time axis are not supported.")
-        return over_time(super().forward, input)
+        return over_time(self._pool, input)
+
+    def _pool(self, folded: Tensor) -> Tensor:
+        """In training on a GPU by a kernel that keeps a byte per output for backward; the values are torch's."""
+        window = self.kernel_size, self.kernel_size if self.stride is None else self.stride, self.padding
+        kernel, stride, padding = (set(v) if isinstance(v, (tuple, list)) else {v} for v in window)
+        square = len(kernel) == len(stride) == len(padding) == 1 and self.dilation in (1, (1, 1)) and not self.ceil_mode
+        if square and takes(folded, max(kernel)):
+            return max_pool(folded, max(kernel), max(stride), max(padding))
+        return super().forward(folded)
 
 
 class AvgPool2d(nn.AvgPool2d):

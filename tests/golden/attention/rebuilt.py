@@ -39,7 +39,8 @@ class Rebuilt:
     """Ours, with the file's parameters.
 
     own: an official parameter's name -> ours.
-    neuron: an official neuron's name -> the name of our module whose output are its spikes.
+    neuron: an official neuron's name -> the name of our module whose output are its spikes; "#i" after it for the i-th
+        third of the channels.
     call: our module on the file's input, the result as the file has it.
     spikes: our module's spikes in the axes that the file has, given the official neuron's name.
     """
@@ -99,8 +100,9 @@ def fires(module: nn.Module, family: str, others: Mapping[str, str] | None = Non
         if others and last in others:
             probe = translate(family, ".".join([*path, "x"]), own).removesuffix("x")
             return probe + others[last]
-        normed = translate(family, name.replace("_lif", "_bn") + ".weight", own).removesuffix(".weight")
-        return normed if normed.endswith(".fire") else normed.removesuffix("norm") + "neuron"
+        normed, mark, part = translate(family, name.replace("_lif", "_bn") + ".weight", own).partition("#")
+        normed = normed.removesuffix(".weight")
+        return (normed if normed.endswith(".fire") else normed.removesuffix("norm") + "neuron") + mark + part
 
     return neuron
 
@@ -114,8 +116,13 @@ def compare(file: File, rebuilt: Rebuilt, dtype: torch.dtype, device: str = "cpu
     handles = []
     modules = dict(module.named_modules())
     for name, kept in seen.items():
-        ours = modules[rebuilt.neuron(name)]
-        handles.append(ours.register_forward_hook(lambda m, a, y, kept=kept: kept.append(_first(y).detach())))
+        base, _, part = rebuilt.neuron(name).partition("#")
+
+        def keep(module: nn.Module, given: Any, y: Any, kept: list[Tensor] = kept, part: str = part) -> None:
+            spikes = _first(y).detach()
+            kept.append(spikes.chunk(3, dim=2)[int(part)] if part else spikes)
+
+        handles.append(modules[base].register_forward_hook(keep))
     y = rebuilt.call(module, x)
     for handle in handles:
         handle.remove()
@@ -153,8 +160,8 @@ def _compare_spikes(file: File, rebuilt: Rebuilt, seen: Mapping[str, Tensor]) ->
 def _compare_gradients(file: File, rebuilt: Rebuilt, x: Tensor, dtype: torch.dtype) -> None:
     parameters = dict(rebuilt.module.named_parameters())
     expected = {rebuilt.own(key): value for key, value in file.grads.items() if key != "in.x"}
-    assert expected.keys() == parameters.keys()
-    pairs = {name: (parameters[name].grad, value) for name, value in expected.items()}
+    assert {name.partition("#")[0] for name in expected} == parameters.keys()
+    pairs = {name: (_third(parameters, name), value) for name, value in expected.items()}
     pairs["in.x"] = (x.grad, file.grads["in.x"])
     rounded = "grad_dtype" in file.meta
     for name, (ours, theirs) in pairs.items():
@@ -170,6 +177,12 @@ def _compare_gradients(file: File, rebuilt: Rebuilt, x: Tensor, dtype: torch.dty
         assert difference <= atol, f"{name}: {difference:.3g} apart, {atol:.3g} allowed"
 
 
+def _third(parameters: Mapping[str, nn.Parameter], name: str) -> Tensor | None:
+    base, _, part = name.partition("#")
+    grad = parameters[base].grad
+    return grad.chunk(3)[int(part)] if part and grad is not None else grad
+
+
 def cancels(file: File, name: str) -> bool:
     """Gradients that are zero but for rounding: in front of a batch normalisation of the batch's own statistics."""
-    return name.endswith("synapse.bias") or file.name.startswith(("e_sdsa_large", "sdsa_repconv"))
+    return "synapse.bias" in name or file.name.startswith(("e_sdsa_large", "sdsa_repconv"))

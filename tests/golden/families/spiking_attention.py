@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from spikeloom_tests.golden.attention import spikformer
+from spikeloom_tests.golden.attention import qk, sdsa, spikformer, v3
 from spikeloom_tests.golden.attention.rebuilt import File, Rebuilt, compare, read
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def _counts(path: Path) -> dict[str, Any]:
 
 
 LAYERS = ("ssa", "qk", "sdsa", "e_sdsa")
-CASES: dict[str, Callable[[File], Rebuilt]] = {**spikformer.CASES}
+CASES: dict[str, Callable[[File], Rebuilt]] = {**spikformer.CASES, **qk.CASES, **sdsa.CASES, **v3.CASES}
 
 
 def variants(path: Path) -> list[str]:

@@ -1,0 +1,94 @@
+"""Max pooling that remembers one byte per output instead of its input and eight bytes: for training on a GPU.
+
+torch keeps the input and an int64 index per output for the backward of `max_pool2d`. In a convolutional stem on spikes
+that is most of the memory of the network. Here a byte per output says which element of its window was the first maximum
+(torch's rule: row by row, padding never, a NaN always), and backward gathers, without atomics. Values and gradients are
+torch's; sums of gradients of overlapping windows are taken in float32.
+
+Maps are channels-last, the layout in which convolutions are fastest.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeloom.kernels.cuda import build
+from spikeloom.kernels.cuda.launch import Kernel
+from spikeloom.kernels.names import STORAGE
+from spikeloom.kernels.op import dispatched
+
+_THREADS = 256
+_LAYOUT = "3Q5iq"
+
+
+def takes(x: Tensor, kernel: int) -> bool:
+    """Whether `max_pool` serves a folded map `[M, C, H, W]` here: on a GPU, recorded by autograd, channels-last."""
+    return (
+        x.is_cuda
+        and x.requires_grad
+        and torch.is_grad_enabled()
+        and not dispatched()
+        and x.numel() > 0
+        and kernel * kernel <= 256
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """`torch.nn.functional.max_pool2d` of channels-last maps `[M, C, H, W]` -> `[M, C, H', W']`."""
+    pooled: Tensor = _MaxPool.apply(x, kernel, stride, padding)
+    return pooled
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        M, C, H, W = x.shape
+        size = M, C, *((side + 2 * padding - kernel) // stride + 1 for side in (H, W))
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        code = torch.empty(y.numel(), dtype=torch.uint8, device=x.device)
+        ctx.save_for_backward(code)
+        ctx.sizes, ctx.window = (x.shape, y.shape), (kernel, stride, padding)
+        _run("pool", x, code, y, ctx.sizes, ctx.window)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (code,) = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        out = torch.empty(ctx.sizes[0], dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        _run("unpool", grad, code, out, ctx.sizes, ctx.window)
+        return out, None, None, None
+
+
+def _run(name: str, given: Tensor, code: Tensor, made: Tensor, sizes: Any, window: tuple[int, int, int]) -> None:
+    (_, C, H, W), (_, _, out_h, out_w) = sizes
+    vector = 16 // given.dtype.itemsize
+    while C % vector or (given.data_ptr() | made.data_ptr()) % (vector * given.dtype.itemsize):
+        vector //= 2
+    threads = made.numel() // vector
+    dtype = str(given.dtype).removeprefix("torch.")
+    kernel = _kernel(name, dtype, vector, window, given.device.index, -(-threads // _THREADS))
+    kernel(
+        (given.data_ptr(), code.data_ptr(), made.data_ptr(), H, W, out_h, out_w, C // vector, threads),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _kernel(name: str, dtype: str, vector: int, window: tuple[int, int, int], device: int, blocks: int) -> Kernel:
+    return Kernel(source(dtype, vector, window), name, device, blocks, _THREADS, _LAYOUT)
+
+
+def source(dtype: str, vector: int, window: tuple[int, int, int]) -> str:
+    """CUDA source of `pool` and `unpool`. window: kernel, stride, padding."""
+    real, io = STORAGE[dtype]
+    names = zip(("VECTOR", "KERNEL", "STRIDE", "PADDING"), (vector, *window), strict=True)
+    defined = "".join(f"#define {name} {value}\n" for name, value in names)
+    prelude = (Path(build.__file__).parent / "prelude.cuh").read_text()
+    body = Path(__file__).with_name("pool.cu").read_text()
+    return f"typedef {real} real; typedef long long index_t;\n{prelude}\ntypedef {io} io;\n{defined}{body}"

@@ -1,0 +1,82 @@
+// Max pooling of channels-last maps [M, H, W, C] that remembers one byte per output: which element of its window (row by
+// row) was the first maximum. A thread handles VECTOR channels of one pixel. In front of this text: `real`, `io`, the
+// prelude, VECTOR, KERNEL, STRIDE, PADDING.
+struct __align__(sizeof(io) * VECTOR) Lane { io e[VECTOR]; };
+struct __align__(VECTOR) Codes { unsigned char e[VECTOR]; };
+struct Arguments {
+    const io* x; unsigned char* code; io* y;  // backward: grad_y, code, grad_x
+    int height, width, out_height, out_width, lanes;  // lanes: C / VECTOR
+    long long count;  // threads
+};
+
+extern "C" __global__ void pool(const Arguments a) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= a.count) return;
+    const int lane = (int)(i % a.lanes);
+    const long long pixel = i / a.lanes;
+    const int ow = (int)(pixel % a.out_width);
+    const long long row = pixel / a.out_width;
+    const int oh = (int)(row % a.out_height);
+    const Lane* map = (const Lane*)a.x + row / a.out_height * a.height * a.width * a.lanes + lane;
+    Lane best;
+    Codes code;
+    real most[VECTOR];
+    bool first = true;
+#pragma unroll
+    for (int r = 0; r < KERNEL; ++r) {
+        const int h = oh * STRIDE - PADDING + r;
+        if (h < 0 || h >= a.height) continue;
+#pragma unroll
+        for (int c = 0; c < KERNEL; ++c) {
+            const int w = ow * STRIDE - PADDING + c;
+            if (w < 0 || w >= a.width) continue;
+            const Lane got = map[((long long)h * a.width + w) * a.lanes];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) {
+                const real v = loom_load(got.e[e]);
+                if (first || v > most[e] || v != v) {
+                    most[e] = v, best.e[e] = got.e[e];
+                    code.e[e] = (unsigned char)(r * KERNEL + c);
+                }
+            }
+            first = false;
+        }
+    }
+    ((Lane*)a.y)[i] = best;
+    ((Codes*)a.code)[i] = code;
+}
+
+// The gradient of an input is the sum over the windows whose first maximum it was.
+extern "C" __global__ void unpool(const Arguments a) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= a.count) return;
+    const int lane = (int)(i % a.lanes);
+    const long long pixel = i / a.lanes;
+    const int w = (int)(pixel % a.width);
+    const long long row = pixel / a.width;
+    const int h = (int)(row % a.height);
+    const long long map = row / a.height * a.out_height * a.out_width * a.lanes + lane;
+    real sum[VECTOR];
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) sum[e] = 0;
+#pragma unroll
+    for (int r = 0; r < KERNEL; ++r) {
+        const int top = h + PADDING - r;
+        if (top < 0 || top % STRIDE || top / STRIDE >= a.out_height) continue;
+#pragma unroll
+        for (int c = 0; c < KERNEL; ++c) {
+            const int left = w + PADDING - c;
+            if (left < 0 || left % STRIDE || left / STRIDE >= a.out_width) continue;
+            const long long at = map + ((long long)(top / STRIDE) * a.out_width + left / STRIDE) * a.lanes;
+            const Codes code = ((const Codes*)a.code)[at];
+            const Lane grad = ((const Lane*)a.x)[at];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e)
+                if (code.e[e] == r * KERNEL + c) sum[e] += loom_load(grad.e[e]);
+        }
+    }
+    Lane out;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) loom_store(out.e[e], sum[e]);
+    ((Lane*)a.y)[i] = out;
+}

@@ -1,0 +1,59 @@
+"""A linear map of spikes that keeps its input as bits for backward: a sixteenth of the memory in bfloat16.
+
+The result and the gradients are those of `torch.nn.functional.linear`; only what is stored between forward and backward
+differs. It pays on a GPU, so only there it is done, and only where autograd records: under `torch.compile` and while
+operators are watched (energy counting) the plain operator runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeloom.kernels.bits import pack, unpack
+from spikeloom.kernels.op import dispatched
+
+
+def keeps_bits(spikes: Tensor) -> bool:
+    """Whether what backward needs of `spikes` is kept as bits here."""
+    return spikes.is_cuda and torch.is_grad_enabled() and not dispatched()
+
+
+def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear(spikes, weight, bias)` for spikes `[..., D]`, which are zeros and ones, with their bits kept.
+
+    The values are not checked: a kernel that did would make the host wait. Only for the output of a spiking neuron.
+    """
+    if torch.is_autocast_enabled(spikes.device.type):
+        dtype = torch.get_autocast_dtype(spikes.device.type)
+        spikes, weight = spikes.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    result: Tensor = _SpikeLinear.apply(spikes, weight, bias)
+    return result
+
+
+class _SpikeLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = spikes.reshape(-1, spikes.shape[-1])
+        ctx.shape, ctx.dtype, ctx.has_bias = spikes.shape, spikes.dtype, bias is not None
+        ctx.save_for_backward(pack(rows.contiguous()), weight)
+        with torch.autocast(spikes.device.type, enabled=False):
+            return F.linear(rows, weight, bias).view(*spikes.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        bits, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad
+        of_weight = None
+        if needs_weight:
+            of_weight = rows.t() @ unpack(bits, torch.Size((rows.shape[0], ctx.shape[-1])), ctx.dtype)
+        return (
+            (rows @ weight).view(ctx.shape) if needs_spikes else None,
+            of_weight,
+            rows.sum(0) if needs_bias and ctx.has_bias else None,
+        )
