@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,16 +44,32 @@ def frames_by_window(events: Recordings, T: int, window_us: int) -> Tensor:
     return _unpack(_count(packed, packed.t // window_us, T), events)
 
 
-def frames_by_count(events: Recordings, T: int, *, events_per_frame: int | None = None) -> Tensor:
+def frames_by_count(
+    events: Recordings,
+    T: int,
+    *,
+    events_per_frame: int | None = None,
+    remainder: Literal["spread", "last"] = "spread",
+) -> Tensor:
     """Bins of equal event counts: event i of N goes to bin i * T // N, so that frames differ by one event at most.
 
+    remainder="last": T slices of N // T events, the last takes what is left of N: event i goes to bin
+    min(i // (N // T), T - 1). So does SpikingJelly's split_by="number", on which most published accuracies rest; with
+    N < T all events are in the last bin.
     With events_per_frame the bin is i // events_per_frame: later events are not counted, missing ones leave empty bins.
     """
     _check_positive("T", T)
+    if remainder not in ("spread", "last"):
+        raise ValueError(f"remainder is {remainder!r}; expected 'spread' or 'last'.")
+    if events_per_frame is not None and remainder != "spread":
+        raise ValueError(f"events_per_frame={events_per_frame} leaves no remainder to place; drop remainder='last'.")
     packed = _pack(events)
     recording = packed.recording_index()
     number = torch.arange(len(packed.t), device=packed.t.device) - packed.offsets[recording]
-    if events_per_frame is None:
+    if remainder == "last":
+        slice_length = packed.lengths[recording] // T
+        bins = (number // slice_length.clamp(min=1)).clamp_(max=T - 1).masked_fill_(slice_length == 0, T - 1)
+    elif events_per_frame is None:
         bins = (number * T).floor_divide_(packed.lengths[recording])
     else:
         _check_positive("events_per_frame", events_per_frame)

@@ -20,20 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spikeloom.models import create_model
+from spikeloom.models.files import (
+    CONFIG,
+    PART,
+    WEIGHTS,
+    CheckpointError,
+    load_weights,
+    read_weights,
+    require_file,
+    sync,
+    write_config,
+    write_weights,
+)
+from spikeloom.training.network import rebuild
 from spikeloom.training.recipe import Recipe
 
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.pt"
+STATE = "state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_PART = ".part-"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another model."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Description:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that it holds either the old text or the whole new one, whatever happens in between."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name + _PART, delete=False) as part:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name + PART, delete=False) as part:
         try:
             part.write(text)
             part.flush()
@@ -86,16 +91,15 @@ def save_checkpoint(
     target = run / f"checkpoint-{description.step:06d}"
     remove_leftovers(run)
     if not target.exists():
-        part = Path(tempfile.mkdtemp(dir=run, prefix=target.name + _PART))
-        # safetensors wants gapless row-major tensors; kernels may lie channels-last
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, part / WEIGHTS)
+        part = Path(tempfile.mkdtemp(dir=run, prefix=target.name + PART))
+        write_weights(part, weights)
         torch.save(dict(state), part / STATE)
-        (part / CONFIG).write_text(json.dumps(description.to_json(), indent=2) + "\n")
+        write_config(part, description.to_json())
         for file in part.iterdir():
-            _sync(file)
+            sync(file)
         part.chmod(0o755)  # mkdtemp makes folders for their owner alone
         os.rename(part, target)
-        _sync(run)
+        sync(run)
     for other in _checkpoints(run):
         if other != target:
             shutil.rmtree(other)
@@ -104,7 +108,7 @@ def save_checkpoint(
 
 def remove_leftovers(run: Path) -> None:
     """Delete what an interrupted write left behind."""
-    for path in run.glob(f"*{_PART}*"):
+    for path in run.glob(f"*{PART}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -142,27 +146,13 @@ def read_description(checkpoint: Path) -> Description:
         CheckpointError: it is missing, damaged, or of another version.
     """
     path = checkpoint / CONFIG
-    _require_file(path)
+    require_file(path)
     try:
         return Description.from_json(json.loads(path.read_text()))
     except KeyError as error:
         raise CheckpointError(f"{path} lacks the entry {error}; expected one written by `spikeloom train`.") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`, on the CPU.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    path = checkpoint / WEIGHTS
-    _require_file(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or cut off ({error}). Copy it again, or train anew.") from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -172,7 +162,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged.
     """
     path = checkpoint / STATE
-    _require_file(path)
+    require_file(path)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -183,38 +173,21 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Load weights into a model that they fit exactly.
-
-    Raises:
-        CheckpointError: names or shapes differ; the first of them are listed.
-    """
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [f"{name} is not in the model" for name in weights if name not in own]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, the model's is {list(value.shape)}"
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(
-            f"{where} holds another model: {'; '.join(problems[:4])}{more}. Choose the model and the "
-            f"options that it was trained with (they are in its {CONFIG})."
-        )
-    model.load_state_dict(dict(weights))
-
-
-def load_model(path: Path) -> tuple[nn.Module, Description]:
+def load_model(path: Path, T: int | None = None) -> tuple[nn.Module, Description]:
     """Build the model of a checkpoint and load its weights (on the CPU, in evaluation mode).
+
+    T: other time steps than in training, for a model that is built for a number of them (weights do not depend on it).
+    That of a pre-training by reconstruction is a `MaskedAutoencoder`, whose `encoder` is the model.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or weights that do not fit the configuration.
     """
     checkpoint = require_checkpoint(path)
     description = read_description(checkpoint)
-    model = create_model(description.model, **description.model_config)
+    config = dict(description.model_config)
+    if T is not None and "T" in config:
+        config["T"] = T
+    model = rebuild(description.recipe, config)
     load_weights(model, read_weights(checkpoint), checkpoint)
     return model.eval(), description
 
@@ -225,17 +198,3 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; a checkpoint has {WEIGHTS} and {CONFIG} (and {STATE}, to continue).")
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -42,12 +42,13 @@ class TrainOptions:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
     energy: bool = True
-    """At the end, count synaptic operations on the test part and write energy.json and report.html."""
+    """At the end of a classifier's training, count synaptic operations on the test part, into energy.json and
+    report.html."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Accuracy and firing rates of a trained network."""
+    """Accuracy (or reconstruction loss) and firing rates of a trained network."""
 
     checkpoint: tyro.conf.Positional[str]
     """A run folder, a checkpoint folder, or its model.safetensors."""
@@ -87,7 +88,7 @@ def train(argv: list[str]) -> int:
         console.print(escape(str(stop)), soft_wrap=True)
         return stop.code
     _print_result(console, result, options.recipe)
-    if options.energy:
+    if options.energy and options.recipe.task == "classify":
         report_energy(result.checkpoint, options.recipe, pick_device(options.device), console, result.test)
     return 0
 
@@ -112,8 +113,10 @@ def evaluate(argv: list[str]) -> int:
     tally, firing = measure(model.to(device).to(memory_format=torch.channels_last), recipe, device, packed)
     console = Console(highlight=False)
     console.print(rates_table(firing))
-    speed = f"loss {tally.mean_loss:.4f}, {tally.samples / tally.seconds:,.0f} samples/s"
-    console.print(f"{options.part} accuracy {_accuracy(tally, recipe)}, {speed}", soft_wrap=True)
+    speed = f"{tally.samples / tally.seconds:,.0f} samples/s"
+    if recipe.task == "classify":
+        speed = f"loss {tally.mean_loss:.4f}, {speed}"
+    console.print(f"{options.part} {_measure(recipe)} {_measured(tally, recipe)}, {speed}", soft_wrap=True)
     return 0
 
 
@@ -156,11 +159,18 @@ def _print_recipes(console: Console) -> None:
 def _print_result(console: Console, result: Result, recipe: Recipe) -> None:
     console.print(rates_table(result.firing))
     spent = f"epoch {result.epochs} ({result.seconds:.0f} s of training)"
-    console.print(f"test accuracy after {spent}: {_accuracy(result.test, recipe)}", soft_wrap=True)
+    console.print(f"test {_measure(recipe)} after {spent}: {_measured(result.test, recipe)}", soft_wrap=True)
     run = escape(shlex.quote(str(result.checkpoint.parent)))
     console.print(f"saved in {escape(str(result.checkpoint))}; look again with `spikeloom eval {run}`", soft_wrap=True)
 
 
-def _accuracy(tally: Tally, recipe: Recipe) -> str:
-    of = f"{tally.correct:,} of {tally.samples:,} recordings of {recipe.data.name}: {source(recipe.data).says}"
-    return f"[bold]{tally.accuracy:.2%}[/] ({escape(of)})"
+def _measure(recipe: Recipe) -> str:
+    return "accuracy" if recipe.task == "classify" else "reconstruction loss"
+
+
+def _measured(tally: Tally, recipe: Recipe) -> str:
+    found = source(recipe.data)
+    of = f"{tally.samples:,} {found.unit} of {recipe.data.name}: {found.says}"
+    if recipe.task == "reconstruct":
+        return f"[bold]{tally.mean_loss:.4f}[/] ({escape(of)})"
+    return f"[bold]{tally.accuracy:.2%}[/] ({escape(f'{tally.correct:,} of {of}')})"

@@ -13,10 +13,11 @@ from rich.markup import escape
 from torch import nn
 
 from spikeloom.models import create_model
-from spikeloom.models.registry import is_model
+from spikeloom.models.registry import default_config, is_model
+from spikeloom.training import network
 from spikeloom.training.checkpoint import load_model, require_checkpoint
 from spikeloom.training.data import source
-from spikeloom.training.energy_count import Work, count_over, make_report, random_frames, recordings, says_of
+from spikeloom.training.energy_count import Work, count_over, make_report, random_frames, recordings, says_of, steps_of
 from spikeloom.training.recipe import Data, Recipe
 from spikeloom.training.run import pick_device
 
@@ -50,7 +51,9 @@ class EnergyOptions:
     samples: int | None = None
     """Count so many samples, spread evenly over the part; None: all (16 random ones)."""
     T: int | None = None
-    """Time steps; None: as in training (8 for a model's name)."""
+    """Time steps; None: as in training (for a model's name, what it is built for, or 8)."""
+    crop: int | None = None
+    """Use so many pixels of height and width, in the middle; None: as in training (for a model's name, all)."""
     shape: tuple[int, ...] | None = None
     """Random frames: their shape C H W; None: what the model's configuration says."""
     density: float = 0.05
@@ -207,7 +210,12 @@ def write_files(report: Report, options: EnergyOptions, console: Console) -> Non
 def _checkpoint_work(options: EnergyOptions) -> Work:
     """A trained network on recordings."""
     path = require_checkpoint(Path(options.target))
-    model, description = load_model(path)
+    model, description = load_model(path, options.T)
+    if description.recipe.task != "classify":
+        raise ValueError(
+            f"{path} is a pre-training by reconstruction, which has no classifier and never runs in inference. "
+            f"Fine-tune from it (spikeloom train RECIPE --init {path}) and count on that run."
+        )
     recipe = _changed(description.recipe, options)
     device = pick_device(options.device)
     batches = recordings(recipe, options.part, options.samples, device)
@@ -217,9 +225,11 @@ def _checkpoint_work(options: EnergyOptions) -> Work:
         "checkpoint": str(path),
         "data": says_of(recipe.data, options.part),
         "input": "recordings",
+        "unit": source(recipe.data).unit,
     }
     model = model.to(device).to(memory_format=torch.channels_last)
-    return Work(model, batches.in_order(), batches.recordings, device, recipe.bf16, options.strict, setting)
+    bf16, T = recipe.bf16, steps_of(recipe)
+    return Work(model, batches.in_order(), batches.recordings, device, bf16, options.strict, setting, T)
 
 
 def _model_work(options: EnergyOptions) -> Work:
@@ -234,18 +244,22 @@ def _model_work(options: EnergyOptions) -> Work:
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
     setting = {"model": options.target, "weights": f"untrained, seed {options.seed}"}
+    own = getattr(default_config(options.target), "T", None)
+    T = options.T or own or _RANDOM_T
     if options.data is not None:
-        recipe = _changed(Recipe(model=options.target, data=Data(options.data, T=options.T or _RANDOM_T)), options)
-        model = create_model(options.target, num_classes=source(recipe.data).num_classes).to(device)
+        recipe = _changed(Recipe(model=options.target, data=Data(options.data, T=T)), options)
+        model = network.build(recipe, source(recipe.data).num_classes).to(device)
         batches = recordings(recipe, options.part, options.samples, device)
         setting |= {
             "network": f"{options.target}, untrained",
             "data": says_of(recipe.data, options.part),
             "input": "recordings",
+            "unit": source(recipe.data).unit,
         }
-        return Work(model, batches.in_order(), batches.recordings, device, False, options.strict, setting)
-    model = create_model(options.target).to(device)
-    T, samples = options.T or _RANDOM_T, options.samples or _RANDOM_SAMPLES
+        steps = steps_of(recipe)
+        return Work(model, batches.in_order(), batches.recordings, device, False, options.strict, setting, steps)
+    model = create_model(options.target, **({} if own is None else {"T": T})).to(device)
+    samples = options.samples or _RANDOM_SAMPLES
     shape = options.shape or _input_shape(model, options.target)
     frames = random_frames(shape, T, samples, options.batch_size or 16, options.density, options.seed, device)
     says = f"random input: each pixel of {' x '.join(map(str, shape))} is 1 with probability {options.density:g}"
@@ -255,7 +269,7 @@ def _model_work(options: EnergyOptions) -> Work:
 
 def _changed(recipe: Recipe, options: EnergyOptions) -> Recipe:
     """The recipe with the data and batch size of the flags."""
-    changes: dict[str, Any] = {"name": options.data, "root": options.root, "T": options.T}
+    changes: dict[str, Any] = {"name": options.data, "root": options.root, "T": options.T, "crop": options.crop}
     data = replace(recipe.data, **{name: value for name, value in changes.items() if value is not None})
     return replace(recipe, data=data, batch_size=options.batch_size or recipe.batch_size)
 
@@ -280,7 +294,9 @@ def _is_checkpoint(target: str) -> bool:
 def _refuse_run_options(options: EnergyOptions) -> None:
     """Stored counts cannot be counted otherwise."""
     given = [
-        name for name in ("data", "root", "samples", "T", "shape", "batch_size") if getattr(options, name) is not None
+        name
+        for name in ("data", "root", "samples", "T", "crop", "shape", "batch_size")
+        if getattr(options, name) is not None
     ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)

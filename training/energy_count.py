@@ -13,17 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import spikeloom
-from spikeloom.datasets import PackedEvents
 from spikeloom.training.data import Batches, load_test, load_train, source
 from spikeloom.training.interrupt import watch
 from spikeloom.training.loop import autocast, decide
 from spikeloom.training.recipe import Data, Recipe
+from spikeloom.training.sources import Recordings, take
 
 if TYPE_CHECKING:
     from spikeloom.energy.report import Report
 
 Batch = tuple[Tensor, Tensor | None]
-"""Frames [T, B, ...] and labels [B], or None where there are none."""
+"""Frames [T, B, ...], or images [B, C, H, W] that the network repeats; and labels [B], or None where there are none."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Counted:
 class Work:
     """What to count: a network in evaluation mode on its device, and batches for it.
 
-    wanted: samples in all batches. bf16: autocast on a GPU, as in training. setting: what the report says of the run.
+    wanted: samples in all batches. T: the network's steps, if it is given images; None: frames [T, B, ...]. bf16: autocast on a GPU, as in training. setting: what the report says of the run.
     """
 
     model: nn.Module
@@ -61,6 +61,7 @@ class Work:
     bf16: bool = False
     strict: bool = False
     setting: dict[str, Any] = field(default_factory=dict)
+    T: int | None = None
 
 
 def count_over(work: Work, console: Console) -> Counted:
@@ -72,12 +73,13 @@ def count_over(work: Work, console: Console) -> Counted:
     from spikeloom.energy import count
 
     work.model.eval()
-    with watch() as interruption, count(work.model, strict=work.strict) as run, _bar(console, work.wanted) as bar:
+    counting = count(work.model, T=work.T, strict=work.strict)
+    with watch() as interruption, counting as run, _bar(console, work.wanted) as bar:
         counted = Counted(run, work.wanted)
         for frames, labels in work.batches:
             with torch.no_grad(), autocast(work.device, work.bf16):
                 logits = work.model(frames)
-            _tally(counted, logits, labels, frames.shape[1])
+            _tally(counted, logits, labels, frames.shape[1 if work.T is None else 0])
             bar.update(bar.task_ids[0], completed=counted.samples)
             if interruption.signal is not None:
                 break
@@ -98,10 +100,7 @@ def recordings(recipe: Recipe, part: str, samples: int | None, device: torch.dev
     Raises:
         ValueError: there is no validation part.
     """
-    packed = _part(recipe.data, part)
-    if samples is not None and samples < len(packed):
-        packed = packed.select(torch.arange(samples) * len(packed) // samples)
-    return Batches(packed, recipe.data, recipe.batch_size, device)
+    return Batches(take(_part(recipe.data, part), samples), recipe.data, recipe.batch_size, device)
 
 
 def random_frames(
@@ -123,11 +122,18 @@ def make_report(counted: Counted, title: str, **options: Any) -> Report:
     """
     by_step = counted.accuracy_by_step
     if counted.correct is not None and by_step is not None:
-        note = f"{counted.correct[-1]:,} of {counted.samples:,} recordings; {counted.run.setting.get('data', '')}"
+        setting = counted.run.setting
+        unit = setting.get("unit", "recordings")
+        note = f"{counted.correct[-1]:,} of {counted.samples:,} {unit}; {setting.get('data', '')}"
         options = {"accuracy": by_step[-1], "accuracy_note": note, "accuracy_by_step": by_step, **options}
     given = {name: value for name, value in options.items() if value is not None}
     report: Report = counted.run.report(title=title, **given)
     return report
+
+
+def steps_of(recipe: Recipe) -> int | None:
+    """How often the network repeats its input, where that is an image; None: it is given frames of every step."""
+    return recipe.data.T if source(recipe.data).of_images else None
 
 
 def says_of(data: Data, part: str) -> str:
@@ -135,7 +141,7 @@ def says_of(data: Data, part: str) -> str:
     return f"{data.name}, {part} part: {source(data).says}"
 
 
-def _part(data: Data, part: str) -> PackedEvents:
+def _part(data: Data, part: str) -> Recordings:
     if part == "test":
         return load_test(data)
     train, held = load_train(data)

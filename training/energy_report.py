@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from spikeloom.training.checkpoint import load_model
-from spikeloom.training.energy_count import Work, count_over, make_report, recordings, says_of
+from spikeloom.training.energy_count import Work, count_over, make_report, recordings, says_of, steps_of
 from spikeloom.training.loop import Tally
 from spikeloom.training.recipe import Recipe
+from spikeloom.training.sources import source
 
 if TYPE_CHECKING:
     from spikeloom.energy.report import Report
@@ -45,17 +46,20 @@ def report_energy(
         "checkpoint": str(checkpoint),
         "data": says_of(recipe.data, "test"),
         "input": "recordings",
+        "unit": source(recipe.data).unit,
     }
     model = model.to(device).to(memory_format=torch.channels_last)
-    work = Work(model, batches.in_order(), batches.recordings, device, recipe.bf16, setting=setting)
+    work = Work(model, batches.in_order(), batches.recordings, device, recipe.bf16, setting=setting, T=steps_of(recipe))
     counted = count_over(work, console)
     accuracy: dict[str, Any] = {}
     if tested is not None:
-        note = f"{tested.correct:,} of {tested.samples:,} recordings; {setting['data']}"
+        note = f"{tested.correct:,} of {tested.samples:,} {source(recipe.data).unit}; {setting['data']}"
         accuracy = {"accuracy": tested.accuracy, "accuracy_note": note}
     report = make_report(counted, setting["network"], **accuracy)
     said = verdict(report)
-    console.print(f"energy on {counted.samples:,} test recordings: {escape(headline(report))}", soft_wrap=True)
+    console.print(
+        f"energy on {counted.samples:,} test {source(recipe.data).unit}: {escape(headline(report))}", soft_wrap=True
+    )
     console.print(f"[bold]{escape(said.text)}[/]", soft_wrap=True)
     for caution in cautions(report):
         console.print(f"[yellow]{escape(caution.text)}[/]", soft_wrap=True)

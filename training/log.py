@@ -43,15 +43,16 @@ class RunLog:
 
 
 class EpochBar:
-    """The progress bar of a training: steps done of all, loss, accuracy, samples per second, time left."""
+    """The progress bar of a training: steps done of all, loss, accuracy (if any), samples per second, time left."""
 
     def __init__(self, progress: Progress, total: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=total, completed=done, values="")
 
-    def advance(self, epoch: str, loss: float, accuracy: float, rate: float) -> None:
-        """One more step is done."""
-        values = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:,.0f} samples/s"
+    def advance(self, epoch: str, so_far: dict[str, float], rate: float) -> None:
+        """One more step is done; `so_far` are the values of the epoch's tally."""
+        accuracy = f"accuracy {so_far['accuracy']:.1%}  " if "accuracy" in so_far else ""
+        values = f"loss {so_far['loss']:.3f}  {accuracy}{rate:,.0f} samples/s"
         self._progress.update(self._task, advance=1, description=f"epoch {epoch}", values=values)
 
 
@@ -74,7 +75,11 @@ def epoch_bar(console: Console, total: int, done: int) -> Iterator[EpochBar]:
 def epoch_line(epoch: int, epochs: int, values: dict[str, Any]) -> str:
     """A finished epoch in one line; `values` are those of its log line."""
     parts = [f"epoch {epoch:{len(str(epochs))}d}/{epochs}"]
-    parts += [f"loss {values['loss']:.4f}", f"accuracy {values['accuracy']:.2%}"]
+    parts.append(f"loss {values['loss']:.4f}")
+    if "accuracy" in values:
+        parts.append(f"accuracy {values['accuracy']:.2%}")
     if "validation_accuracy" in values:
         parts.append(f"validation {values['validation_accuracy']:.2%} (loss {values['validation_loss']:.4f})")
+    elif "validation_loss" in values:
+        parts.append(f"validation loss {values['validation_loss']:.4f}")
     return "  ".join([*parts, f"{values['samples_per_second']:,.0f} samples/s", f"{values['seconds']:.1f} s"])

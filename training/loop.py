@@ -12,11 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.training.data import Batches
+from spikeloom.models.masked import reconstruction_loss
+from spikeloom.training.data import Batches, generator_for
 from spikeloom.training.ema import Ema
-from spikeloom.training.losses import make_loss
+from spikeloom.training.losses import hard, make_loss
 from spikeloom.training.optim import learning_rate, make_optimizer
 from spikeloom.training.recipe import Recipe
+
+_MASKS, _TEST_MASKS = 100, 101  # streams of random numbers, apart from those of data.py
+
+Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
+"""Takes a batch: (module, frames, targets, generator of its masks) -> mean loss, and how many were classified right."""
 
 
 class DivergedError(FloatingPointError):
@@ -25,17 +31,20 @@ class DivergedError(FloatingPointError):
 
 @dataclass
 class Tally:
-    """Sums over samples, in Python floats, so that they are saved and continued exactly."""
+    """Sums over samples, in Python floats, so that they are saved and continued exactly.
+
+    correct: samples that were classified correctly; None: the task has no labels.
+    """
 
     loss: float = 0.0
-    correct: int = 0
+    correct: int | None = 0
     samples: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float, correct: int, samples: int, seconds: float = 0.0) -> None:
+    def add(self, loss: float, correct: int | None, samples: int, seconds: float = 0.0) -> None:
         """Take in a batch, given its mean loss."""
         self.loss += loss * samples
-        self.correct += correct
+        self.correct = None if correct is None else (self.correct or 0) + correct
         self.samples += samples
         self.seconds += seconds
 
@@ -46,8 +55,13 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        """Share of samples whose largest mean logit is their label's."""
-        return self.correct / max(self.samples, 1)
+        """Share of samples whose largest mean logit is their label's; nan without labels."""
+        return math.nan if self.correct is None else self.correct / max(self.samples, 1)
+
+    def values(self, prefix: str = "") -> dict[str, float]:
+        """What is logged and shown: the mean loss, and the accuracy where there is one."""
+        shown = {f"{prefix}loss": self.mean_loss}
+        return shown if self.correct is None else {**shown, f"{prefix}accuracy": self.accuracy}
 
 
 @dataclass
@@ -83,11 +97,11 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     Raises:
         DivergedError: the loss is not finite; the step is not taken.
     """
-    loss_of = make_loss(training.recipe.loss)
+    judge = judge_of(training.recipe, training.device)
     training.model.train()
     began = time.perf_counter()
     for frames, labels in batches.shuffled(training.recipe.seed, training.epoch, training.batch):
-        loss, correct = _step(training, loss_of, frames, labels, len(batches))
+        loss, correct = _step(training, judge, frames, labels, len(batches))
         training.step += 1
         training.batch += 1
         now = time.perf_counter()
@@ -99,21 +113,35 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     training.tally = Tally()
 
 
+def judge_of(recipe: Recipe, device: torch.device) -> Judge:
+    """The loss of a batch in the recipe's task."""
+    if recipe.task == "reconstruct":
+
+        def reconstruct(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
+            with autocast(device, recipe.bf16):
+                return reconstruction_loss(model(frames, masks)), None
+
+        return reconstruct
+    loss_of = make_loss(recipe.loss)
+
+    def classify(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
+        with autocast(device, recipe.bf16):
+            logits = model(frames)
+        return loss_of(logits, targets), (decide(logits) == hard(targets)).sum()
+
+    return classify
+
+
 def _step(
-    training: Training,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    frames: Tensor,
-    labels: Tensor,
-    steps_per_epoch: int,
-) -> tuple[float, int]:
+    training: Training, judge: Judge, frames: Tensor, targets: Tensor, steps_per_epoch: int
+) -> tuple[float, int | None]:
     """One update; returns the loss and how many samples were classified correctly."""
     recipe, optimizer = training.recipe, training.optimizer
     rate = learning_rate(training.step, recipe.epochs * steps_per_epoch, steps_per_epoch, recipe.optim)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with autocast(training.device, recipe.bf16):
-        logits = training.model(frames)
-    loss = loss_of(logits, labels)
+    masks = generator_for(recipe.seed, _MASKS, training.epoch, training.batch)
+    loss, correct = judge(training.model, frames, targets, masks)
     value = loss.item()
     if not math.isfinite(value):
         raise DivergedError(
@@ -127,22 +155,21 @@ def _step(
     optimizer.step()
     if training.ema is not None:
         training.ema.update(training.model)
-    return value, int((decide(logits) == labels).sum())
+    return value, None if correct is None else int(correct)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, recipe: Recipe, device: torch.device) -> Tally:
-    """Loss and accuracy over all recordings as they are, in evaluation mode."""
-    loss_of = make_loss(recipe.loss)
+    """Loss and accuracy over all recordings as they are, in evaluation mode; masks are the same every time."""
+    judge = judge_of(recipe, device)
     tally = Tally()
     was_training = model.training
     model.eval()
-    for frames, labels in batches.in_order():
+    for batch, (frames, labels) in enumerate(batches.in_order()):
         began = time.perf_counter()
-        with autocast(device, recipe.bf16):
-            logits = model(frames)
-        loss, correct = loss_of(logits, labels).item(), int((decide(logits) == labels).sum())
-        tally.add(loss, correct, len(labels), time.perf_counter() - began)
+        loss, right = judge(model, frames, labels, generator_for(0, _TEST_MASKS, 0, batch))
+        correct = None if right is None else int(right)
+        tally.add(loss.item(), correct, len(labels), time.perf_counter() - began)
     model.train(was_training)
     return tally
 

@@ -30,12 +30,28 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, config: Optim) -> float:
-    """Rate of step 0 .. steps - 1: linear warm-up, then half a cosine from `lr` to `final_lr * lr`.
+    """Rate of step 0 .. steps - 1: linear warm-up, half a cosine from `lr` to the lowest rate, cooldown at that.
 
     Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", eq. 5, without restarts.
     """
+    if config.schedule == "epoch":
+        return _by_epoch(step // steps_per_epoch, -(-steps // steps_per_epoch), config)
+    last = max(steps - round(config.cooldown_epochs * steps_per_epoch), 0)
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + 1) / warmup
+    progress = min((step - warmup) / max(last - warmup, 1), 1.0)
+    return _cosine(progress, config)
+
+
+def _by_epoch(epoch: int, epochs: int, config: Optim) -> float:
+    """Rate of an epoch as in timm: the first one has `warmup_lr`, and the cosine began with it, behind the warm-up."""
+    if epoch < config.warmup_epochs:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / config.warmup_epochs
+    return _cosine(min(epoch / max(epochs - config.cooldown_epochs, 1), 1.0), config)
+
+
+def _cosine(progress: float, config: Optim) -> float:
+    """Half a cosine: `lr` at 0, the lowest rate at 1."""
+    low = config.final_lr * config.lr if config.min_lr is None else config.min_lr
+    return low + (config.lr - low) * (1 + math.cos(math.pi * progress)) / 2

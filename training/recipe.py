@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from spikeloom.models import MaskedConfig
 from spikeloom.models.config import from_json, to_json
 
 _JSON = tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]](
@@ -24,18 +25,29 @@ _UNPREFIXED = tyro.conf.arg(prefix_name=False)  # --root instead of --data.root
 
 @dataclass(frozen=True)
 class Data:
-    """Which recordings, and how they become frames `[T, B, 2, H, W]`."""
+    """Which recordings, and how they become frames `[T, B, 2, H, W]`; or which images `[B, C, H, W]`.
+
+    Images are normalised by the mean and deviation of their data set and shown at every step (direct encoding); crop,
+    split, duration_us and encoding are of event data alone.
+    """
 
     name: str = "saccade_mnist"
-    """Data set: saccade_mnist (simulated, embedded) or nmnist (real recordings in --root)."""
+    """Data set: saccade_mnist (simulated, embedded), or one read from --root: events of nmnist, cifar10_dvs and
+    dvs_gesture, images of mnist, fashion_mnist, cifar10 and cifar100."""
     root: Annotated[str | None, _UNPREFIXED] = None
-    """Folder of the recordings, for data sets that are read from files."""
+    """Folder of the recordings or images, for data sets that are read from files."""
     T: Annotated[int, _UNPREFIXED] = 8
-    """Time steps: frames per recording."""
+    """Time steps: frames per recording, or how often an image is shown."""
+    split: Literal["time", "number"] = "time"
+    """Frames of equal time (duration_us / T), or of equally many events of the recording."""
     duration_us: int = 300_000
-    """Time that the T frames share, from 0, in microseconds; later events are not used."""
+    """split=time: what the T frames share, from 0, in microseconds; later events are not used."""
     encoding: Literal["binary", "count", "sqrt"] = "binary"
     """Value of a pixel: any event in the bin (0 or 1), their number, or its square root."""
+    crop: int | None = None
+    """Use so many pixels of height and width, in the middle; None: all."""
+    allow_partial: bool = False
+    """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0
     """Training recordings held out, equally many of each class, for an evaluation after every epoch."""
     skip_per_class: int = 0
@@ -48,6 +60,7 @@ class Data:
     def __post_init__(self) -> None:
         _check(self, "T", self.T >= 1, ">= 1")
         _check(self, "duration_us", self.duration_us >= 1, ">= 1")
+        _check(self, "crop", self.crop is None or self.crop >= 1, ">= 1 or None")
         _check(self, "validation", self.validation >= 0, ">= 0")
         _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
         _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
@@ -55,26 +68,52 @@ class Data:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of each training recording, drawn anew in every epoch; 0 switches one off."""
+    """Random changes of each training recording or image, drawn anew in every epoch; 0 or None switches one off.
+
+    Those for events come first, then those for frames or images, then normalisation, erasing and mixing.
+    """
 
     shift_px: int = 0
-    """Shift by up to so many pixels per axis."""
+    """Shift by up to so many pixels per axis; what comes in is 0, before normalisation."""
     rotate_degrees: float = 0.0
-    """Turn by up to so many degrees."""
+    """Events: turn by up to so many degrees."""
     drop: float = 0.0
-    """Drop up to this fraction of the events."""
+    """Events: drop up to this fraction of them."""
     jitter_us: float = 0.0
-    """Standard deviation of the noise on event times, in microseconds."""
+    """Events: standard deviation of the noise on their times, in microseconds."""
+    flip: float = 0.0
+    """Probability of a mirrored image, or recording, left to right."""
+    frame_op: bool = False
+    """Frames of events: one of nothing, shear, translation, rotation and cutout, the same for all frames of one."""
+    rand_augment: str | None = None
+    """Images: RandAugment as timm spells it, such as "rand-m9-n1-mstd0.4-inc1"."""
+    rand_operations: Literal["all", "five"] = "all"
+    """RandAugment draws from timm's fifteen operations; or from the five that the scripts of the Spikformer family
+    keep: equalise, rotate, shear x, translate x, translate y."""
+    erase: float = 0.0
+    """Images: probability of an erased rectangle."""
+    erase_mode: Literal["const", "pixel"] = "const"
+    """Images: what an erased rectangle holds: the mean of the data set, or noise."""
+    mixup: float = 0.0
+    """alpha of mixup: batches x and y become lam x + (1 - lam) x', y likewise, lam from Beta(alpha, alpha)."""
+    cutmix: float = 0.0
+    """alpha of cutmix: a rectangle comes from another sample; with mixup as well, each takes half of the batches."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed."""
+    mix_epochs: int | None = None
+    """Mix in the first so many epochs; None: in all."""
 
     def __post_init__(self) -> None:
-        for name in ("shift_px", "rotate_degrees", "jitter_us"):
+        for name in ("shift_px", "rotate_degrees", "jitter_us", "mixup", "cutmix"):
             _check(self, name, getattr(self, name) >= 0, ">= 0")
-        _check(self, "drop", 0 <= self.drop <= 1, "0 to 1")
+        for name in ("drop", "flip", "erase", "mix_prob"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        _check(self, "mix_epochs", self.mix_epochs is None or self.mix_epochs >= 0, ">= 0 or None")
 
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay."""
+    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay, cooldown at the lowest rate."""
 
     lr: Annotated[float, _UNPREFIXED] = 2e-3
     """Peak learning rate."""
@@ -83,9 +122,18 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 0.0
+    """Learning rate before the warm-up."""
     final_lr: float = 0.0
-    """Learning rate at the end, as a fraction of the peak."""
+    """Lowest learning rate, as a fraction of the peak."""
+    min_lr: float | None = None
+    """Lowest learning rate itself, instead of final_lr."""
+    cooldown_epochs: float = 0.0
+    """The last so many epochs have the lowest rate."""
+    schedule: Literal["step", "epoch"] = "step"
+    """The rate changes with every step, and the cosine follows the warm-up; or with every epoch, and the cosine runs
+    behind the warm-up, from the first epoch on, as in timm."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient of all parameters together; None: no clipping."""
 
@@ -94,7 +142,10 @@ class Optim:
         _check(self, "weight_decay", self.weight_decay >= 0, ">= 0")
         _check(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
         _check(self, "warmup_epochs", self.warmup_epochs >= 0, ">= 0")
+        _check(self, "warmup_lr", self.warmup_lr >= 0, ">= 0")
         _check(self, "final_lr", 0 <= self.final_lr <= 1, "0 to 1")
+        _check(self, "min_lr", self.min_lr is None or 0 <= self.min_lr <= self.lr, "0 to lr, or None")
+        _check(self, "cooldown_epochs", self.cooldown_epochs >= 0, ">= 0")
         _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None")
 
 
@@ -128,6 +179,10 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
+    task: Literal["classify", "reconstruct"] = "classify"
+    """classify: by labels, with `loss`. reconstruct: pre-train a SpikformerV2 without labels, by hidden patches."""
+    mask: MaskedConfig = field(default_factory=MaskedConfig)
+    """task=reconstruct: how much is hidden, and the decoder."""
     epochs: int = 15
     """Passes over the training recordings."""
     batch_size: int = 64
@@ -148,6 +203,11 @@ class Recipe:
         _check(self, "batch_size", self.batch_size >= 1, ">= 1")
         _check(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
         _check(self, "seed", self.seed >= 0, ">= 0")
+        if self.task == "reconstruct" and self.data.T != 1:
+            raise ValueError(
+                f"The recipe's task is 'reconstruct' and data.T is {self.data.T}; expected T=1: each recording as one "
+                "image, the events of all its frames together."
+            )
         if self.init is not None and self.pretrain is not None:
             raise ValueError(
                 f"The recipe names both init={self.init!r} and pretrain={self.pretrain!r}; expected one: "

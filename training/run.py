@@ -22,16 +22,14 @@ from rich.markup import escape
 from torch import nn
 
 import spikeloom
-from spikeloom.datasets import PackedEvents
-from spikeloom.models import create_model, model_config
-from spikeloom.training import snapshot
+from spikeloom.models import model_config
+from spikeloom.models.files import load_weights, read_weights
+from spikeloom.training import network, snapshot
 from spikeloom.training.checkpoint import (
     Description,
     find_checkpoint,
-    load_weights,
     read_description,
     read_state,
-    read_weights,
     remove_leftovers,
     require_checkpoint,
     save_checkpoint,
@@ -44,13 +42,14 @@ from spikeloom.training.log import RunLog, epoch_bar, epoch_line
 from spikeloom.training.loop import Tally, Training, averaged, evaluate, start, train_epoch
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 from spikeloom.training.recipes import get_recipe
+from spikeloom.training.sources import Recordings, check_augment
 
 RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a run: accuracy on the test part after the last epoch, and how often each layer fired there.
+    """The end of a run: loss and accuracy on the test part after the last epoch, and how often each layer fired there.
 
     seconds: spent in training steps (of this stage, earlier parts of a resumed run included).
     """
@@ -97,8 +96,7 @@ def fit(
     session.log.write(
         "test",
         training.step,
-        loss=tally.mean_loss,
-        accuracy=tally.accuracy,
+        **tally.values(),
         samples=tally.samples,
         firing={name: layer.rate for name, layer in firing.items()},
     )
@@ -107,7 +105,7 @@ def fit(
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, device: torch.device, packed: PackedEvents | None = None
+    model: nn.Module, recipe: Recipe, device: torch.device, packed: Recordings | None = None
 ) -> tuple[Tally, dict[str, Firing]]:
     """Loss, accuracy and firing rates of a model on the device, on the test part (or on `packed`)."""
     batches = Batches(load_test(recipe.data) if packed is None else packed, recipe.data, recipe.batch_size, device)
@@ -138,12 +136,12 @@ def _train(
 ) -> tuple[Training, Session]:
     """Train to the last epoch. root: the folder that the user named (`folder` lies in it when it pre-trains)."""
     _check_folder(recipe, folder, resume)
-    source(recipe.data)
+    check_augment(recipe.augment, recipe.data)
     first = _first_stage(recipe)
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model, **{"num_classes": source(recipe.data).num_classes, **recipe.model_args})
+    model = network.build(recipe, source(recipe.data).num_classes)
     if recipe.init is not None:
-        _initialise(model, Path(recipe.init))
+        _initialise(model, Path(recipe.init), console)
     train, validation = load_train(recipe.data)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RECIPE).exists():
@@ -151,7 +149,7 @@ def _train(
     checkpoint = find_checkpoint(folder)
     if first is not None and checkpoint is None:
         _pretrain(first, folder / PRETRAIN, root, device, console)
-        _initialise(model, folder / PRETRAIN)
+        _initialise(model, folder / PRETRAIN, console)
         torch.manual_seed(recipe.seed)
     training = start(recipe, model, device)
     session = Session(
@@ -203,11 +201,17 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
 
 
 def _first_stage(recipe: Recipe) -> Recipe | None:
-    """The recipe to train first, with the model, frames and seed of the one that it is for."""
+    """The recipe to train first, with the model, frames and seed of the one that it is for.
+
+    A reconstruction keeps its one time step; the weights do not depend on their number.
+    """
     if recipe.pretrain is None:
         return None
     first = get_recipe(recipe.pretrain)
-    data = replace(first.data, T=recipe.data.T, encoding=recipe.data.encoding)
+    T = 1 if first.task == "reconstruct" else recipe.data.T
+    root = recipe.data.root if first.data.name == recipe.data.name else first.data.root
+    frames = {name: getattr(recipe.data, name) for name in ("encoding", "split", "crop")}
+    data = replace(first.data, T=T, root=root, **frames)
     return replace(first, model=recipe.model, model_args=recipe.model_args, data=data, seed=recipe.seed)
 
 
@@ -220,16 +224,23 @@ def _pretrain(recipe: Recipe, folder: Path, root: Path, device: torch.device, co
     _train(recipe, folder, root, begun, device, console)
 
 
-def _initialise(model: nn.Module, path: Path) -> None:
+def _initialise(model: nn.Module, path: Path, console: Console) -> None:
+    """Load the weights of a checkpoint; of an autoencoder's, a classifier takes the encoder."""
     checkpoint = require_checkpoint(path)
-    load_weights(model, read_weights(checkpoint), checkpoint)
+    weights = read_weights(checkpoint)
+    found = network.from_encoder(weights, model.state_dict())
+    if found is not None:
+        weights, says = found
+        console.print(f"starting from {escape(str(checkpoint))}: {escape(says)}", soft_wrap=True)
+    load_weights(model, weights, checkpoint)
 
 
 def _announce(training: Training, session: Session) -> None:
     recipe, held = session.recipe, session.validation
     parameters = sum(p.numel() for p in training.model.parameters())
     where = f"{training.device}" if training.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    recordings = f"{session.train.recordings:,} recordings" + (f" and {held.recordings:,} held out" if held else "")
+    unit = source(recipe.data).unit
+    recordings = f"{session.train.recordings:,} {unit}" + (f" and {held.recordings:,} held out" if held else "")
     stage = "pre-training " if session.folder != session.root else "training "
     session.console.print(
         f"{stage}[bold]{escape(recipe.model)}[/] ({parameters:,} parameters) on {recordings} of "
@@ -249,8 +260,7 @@ def _epochs(training: Training, session: Session) -> None:
                 finished = tally
                 bar.advance(
                     f"{training.epoch + 1}/{epochs}",
-                    tally.mean_loss,
-                    tally.accuracy,
+                    tally.values(),
                     tally.samples / max(tally.seconds, 1e-9),
                 )
                 if interruption.signal is not None and training.batch < len(session.train):
@@ -267,23 +277,21 @@ def _epoch_values(training: Training, session: Session, tally: Tally) -> dict[st
     values = {
         "epoch": training.epoch,
         "lr": training.optimizer.param_groups[0]["lr"],
-        "loss": tally.mean_loss,
-        "accuracy": tally.accuracy,
+        **tally.values(),
         "seconds": tally.seconds,
         "samples_per_second": tally.samples / max(tally.seconds, 1e-9),
     }
     if session.validation is not None:
         with averaged(training) as model:
             held = evaluate(model, session.validation, session.recipe, training.device)
-        values |= {"validation_loss": held.mean_loss, "validation_accuracy": held.accuracy}
+        values |= held.values("validation_")
     return values
 
 
 def save(training: Training, session: Session) -> Path:
     """Write a checkpoint of the training as it stands."""
-    description = Description(
-        session.recipe.model, model_config(training.model), session.recipe, training.step, training.epoch
-    )
+    config = model_config(network.network_of(training.model))
+    description = Description(session.recipe.model, config, session.recipe, training.step, training.epoch)
     state = snapshot.take(training, session.train.recordings)
     return save_checkpoint(session.folder, description, snapshot.weights_of(training), state)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.training.checkpoint import CheckpointError, load_weights
+from spikeloom.models.files import CheckpointError, load_weights
 from spikeloom.training.loop import Tally, Training
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spikeloom.models import create_model, model_config
+from spikeloom.models import create_model, files, model_config
 from spikeloom.training import CheckpointError, Recipe, checkpoint, load_model
 from spikeloom.training.checkpoint import (
     Description,
@@ -72,7 +72,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint if step == "save_file" else os, step, fail)
+        patch.setattr(files if step == "save_file" else os, step, fail)
         with pytest.raises(KeyboardInterrupt):
             write(saved.parent, 10, tiny)
     assert require_checkpoint(saved.parent) == saved
