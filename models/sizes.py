@@ -76,7 +76,7 @@ class _Macs(TorchDispatchMode):
     """Adds up what torch's formulas say of the operations that run; those count a multiply-accumulate as two."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

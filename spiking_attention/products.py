@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.kernels.bits import pack, unpack
-from spikeloom.spiking_attention.layout import merge_heads, split_heads
+from spikeloom.spiking_attention.layout import split_heads
 from spikeloom.synapses.spike_linear import keeps_bits
 
 Order = Literal["auto", "qk_v", "q_kv"]
@@ -29,7 +29,7 @@ def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto"
     whole numbers and the orders agree.
     """
     early = _is_power_of_two(scale)
-    if keys_first(q, order):
+    if order == "q_kv" or (order == "auto" and q.shape[-2] > q.shape[-1]):
         middle = k.transpose(-1, -2) @ v
         mixed = torch.matmul(q, middle * scale if early else middle)
     else:
@@ -38,48 +38,69 @@ def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto"
     return mixed if early else mixed * scale
 
 
-def keys_first(q: Tensor, order: Order) -> bool:
+def keys_first(qkv: Tensor, num_heads: int, order: Order) -> bool:
     """Whether K^T V is computed first: asked for, or cheaper because N > d."""
-    return order == "q_kv" or (order == "auto" and q.shape[-2] > q.shape[-1])
+    return order == "q_kv" or (order == "auto" and qkv.shape[2] > qkv.shape[3] // (3 * num_heads))
 
 
-def mix(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, order: Order = "auto") -> Tensor:
-    """s Q K^T V per head for spikes `[T, B, N, C]`, which are zeros and ones: `[T, B, N, C]`.
+def mix(qkv: Tensor, num_heads: int, scale: float, order: Order = "auto") -> Tensor:
+    """s Q K^T V per head for spikes `[T, B, N, 3 C]`, Q, K and V side by side: `[T, B, h, N, d]`.
 
     On a GPU, where autograd records, backward keeps one bit per spike (see `synapses.spike_linear`).
     """
-    if keeps_bits(q) and _is_power_of_two(scale):
-        mixed: Tensor = _Mix.apply(q, k, v, num_heads, scale, order)
+    if keeps_bits(qkv) and _is_power_of_two(scale):
+        mixed: Tensor = _Mix.apply(qkv, num_heads, scale, order)
         return mixed
-    split = (split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads))
-    return merge_heads(product(*split, scale, order))
+    q, k, v = (split_heads(part, num_heads) for part in qkv.chunk(3, dim=3))
+    return product(q, k, v, scale, order)
 
 
 class _Mix(torch.autograd.Function):
-    """`mix` with its operands kept as bits and its middle product computed again in backward."""
+    """`mix` with its operands kept as bits.
+
+    What lies in memory at the same time is kept small: at most two of Q, K and V are there as numbers, and their
+    gradients are written into their places in one tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, order: Order) -> Tensor:
-        heads = split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads)
-        ctx.save_for_backward(*(pack(x) for x in heads))
-        ctx.shape, ctx.dtype, ctx.num_heads, ctx.scale = heads[0].shape, q.dtype, num_heads, scale
-        ctx.keys_first = keys_first(heads[0], order)
-        with torch.autocast(q.device.type, enabled=False):
-            return merge_heads(product(*heads, scale, order))
+    def forward(ctx: Any, qkv: Tensor, num_heads: int, scale: float, order: Order) -> Tensor:
+        first, second, third = (0, 1, 2) if not keys_first(qkv, num_heads, order) else (1, 2, 0)
+        parts = qkv.chunk(3, dim=3)
+        bits: list[Tensor] = [qkv] * 3
+        with torch.autocast(qkv.device.type, enabled=False):
+            a, b = split_heads(parts[first], num_heads), split_heads(parts[second], num_heads)
+            ctx.shape = a.shape
+            bits[first], bits[second] = pack(a), pack(b)
+            # K^T V [d, d], then Q times it; or Q K^T [N, N], then it times V
+            middle = (a.transpose(-1, -2) @ b if first else a @ b.transpose(-1, -2)) * scale
+            del a, b
+            c = split_heads(parts[third], num_heads)
+            bits[third] = pack(c)
+            ctx.save_for_backward(middle, *bits)
+            ctx.num_heads, ctx.scale, ctx.keys_first = num_heads, scale, bool(first)
+            return c @ middle if first else middle @ c
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v = (unpack(bits, ctx.shape, ctx.dtype) for bits in ctx.saved_tensors)
-        g = split_heads(grad, ctx.num_heads)
+        middle, *bits = ctx.saved_tensors
+        T, B, h, N, d = ctx.shape
+        made = torch.empty((T, B, N, 3, h, d), dtype=grad.dtype, device=grad.device)
+        q, k, v = (part.transpose(2, 3) for part in made.unbind(3))  # [T, B, h, N, d], where their gradients belong
+
+        def spikes(part: int) -> Tensor:
+            return unpack(bits[part], ctx.shape, grad.dtype)
+
         if ctx.keys_first:
-            middle = (k.transpose(-1, -2) @ v) * ctx.scale
-            of_middle = (q.transpose(-1, -2) @ g) * ctx.scale
-            grads = [g @ middle.transpose(-1, -2), v @ of_middle.transpose(-1, -2), k @ of_middle]
+            of_middle = (spikes(0).transpose(-1, -2) @ grad) * ctx.scale
+            q.copy_(grad @ middle.transpose(-1, -2))
+            k.copy_(spikes(2) @ of_middle.transpose(-1, -2))
+            v.copy_(spikes(1) @ of_middle)
         else:
-            middle = (q @ k.transpose(-1, -2)) * ctx.scale
-            of_middle = (g @ v.transpose(-1, -2)) * ctx.scale
-            grads = [of_middle @ k, of_middle.transpose(-1, -2) @ q, middle.transpose(-1, -2) @ g]
-        return *(merge_heads(x) for x in grads), None, None, None
+            of_middle = (grad @ spikes(2).transpose(-1, -2)) * ctx.scale
+            v.copy_(middle.transpose(-1, -2) @ grad)
+            q.copy_(of_middle @ spikes(1))
+            k.copy_(of_middle.transpose(-1, -2) @ spikes(0))
+        return made.view(T, B, N, 3 * h * d), None, None, None
 
 
 def _is_power_of_two(scale: float) -> bool:

@@ -19,7 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
-from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, to_tokens
+from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads, to_tokens
 from spikeloom.spiking_attention.products import ORDERS, Order, mix, product
 from spikeloom.synapses import Projection
 
@@ -69,8 +69,7 @@ class SSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
         tokens, restore = to_tokens(x, self.layout, self.dim, "SSA")
-        q, k, v = self.qkv(tokens).chunk(3, dim=3)
-        mixed: Tensor = self.attn_lif(mix(q, k, v, self.num_heads, self.scale, self.order))
+        mixed = merge_heads(self.attn_lif(mix(self.qkv(tokens), self.num_heads, self.scale, self.order)))
         if self.proj_lif == "time":
             return restore(self.proj(mixed))
         return restore(self.proj(mixed.flatten(0, 1).unsqueeze(1)).reshape(mixed.shape))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spikeloom.energy.report import Report
 
 Batch = tuple[Tensor, Tensor | None]
-"""Frames [T, B, ...], or images [B, C, H, W] that the network repeats; and labels [B], or None where there are none."""
+"""Frames [T, B, ...] or images [B, C, H, W], and labels [B], or None where there are none."""
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Counted:
 class Work:
     """What to count: a network in evaluation mode on its device, and batches for it.
 
-    wanted: samples in all batches. T: the network's steps, if it is given images; None: frames [T, B, ...]. bf16: autocast on a GPU, as in training. setting: what the report says of the run.
+    wanted: samples in all batches. bf16: autocast on a GPU, as in training. setting: what the report says of the run.
+    T: steps to show images for; None: the batches are frames [T, B, ...].
     """
 
     model: nn.Module
@@ -73,13 +74,13 @@ def count_over(work: Work, console: Console) -> Counted:
     from spikeloom.energy import count
 
     work.model.eval()
-    counting = count(work.model, T=work.T, strict=work.strict)
-    with watch() as interruption, counting as run, _bar(console, work.wanted) as bar:
+    with watch() as interruption, count(work.model, strict=work.strict) as run, _bar(console, work.wanted) as bar:
         counted = Counted(run, work.wanted)
-        for frames, labels in work.batches:
+        for inputs, labels in work.batches:
+            frames = inputs if work.T is None else inputs.expand(work.T, *inputs.shape)
             with torch.no_grad(), autocast(work.device, work.bf16):
                 logits = work.model(frames)
-            _tally(counted, logits, labels, frames.shape[1 if work.T is None else 0])
+            _tally(counted, logits, labels, frames.shape[1])
             bar.update(bar.task_ids[0], completed=counted.samples)
             if interruption.signal is not None:
                 break
@@ -132,7 +133,7 @@ def make_report(counted: Counted, title: str, **options: Any) -> Report:
 
 
 def steps_of(recipe: Recipe) -> int | None:
-    """How often the network repeats its input, where that is an image; None: it is given frames of every step."""
+    """How often an image is shown; None: the data are frames of every step."""
     return recipe.data.T if source(recipe.data).of_images else None
 
 

@@ -65,13 +65,6 @@ def cases() -> list[str]:
     return sorted(found.values())
 
 
-def first_of_each_class() -> list[str]:
-    found: dict[type, str] = {}
-    for name in cases():
-        found.setdefault(describe(name).kind, name)
-    return list(found.values())
-
-
 def image(model: Any, seed: int = 0, rows: int = 2, columns: int = 2) -> Tensor:
     """Grey images `[B, C, H, W]` of so many tokens."""
     size = (B, model.config.in_channels, rows * model.stride, columns * model.stride)
@@ -222,7 +215,7 @@ def test_the_membrane_stays_float32_under_autocast(name: str) -> None:
     assert {value.dtype for value in stream.state_dict().values()} <= {torch.float32}
 
 
-@pytest.mark.parametrize("name", first_of_each_class())
+@pytest.mark.parametrize("name", ["spikformer_cifar_2_256", "spikformer_v2_8_512"])  # tracing takes seconds
 def test_compiles_without_graph_break(name: str) -> None:
     model = build(name)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.datasets import PackedEvents, frames_by_time
-from spikeloom.training import Augment, Data, Recipe, data
+from spikeloom.training import Augment, Data, Recipe, event_batches, sources
 from spikeloom.training.data import Batches, held_out, labels_of, load_test, load_train
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_kept_frames_are_the_same_as_binned_ones(
 ) -> None:
     settings = replace(tiny.data, encoding="count")
     kept = Batches(packed, settings, 16, CPU, augment)
-    monkeypatch.setattr(data, "MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
     binned = Batches(packed, settings, 16, CPU, augment)
     for (x, y), (x2, y2) in zip(kept.shuffled(5, 2), binned.shuffled(5, 2), strict=True):
         assert torch.equal(x, x2)
@@ -125,7 +125,7 @@ def test_saccades_leave_out_the_first_images_of_each_digit(monkeypatch: pytest.M
         zero = torch.zeros(4000, dtype=torch.int16)
         return PackedEvents(torch.arange(4000), zero, zero, zero.to(torch.uint8), torch.arange(4001), 34, 34, labels)
 
-    monkeypatch.setattr(data, "saccade_mnist", stand_in)
+    monkeypatch.setattr(sources, "saccade_mnist", stand_in)
     packed, _ = load_train(Data(skip_per_class=120))
     assert labels_of(packed).bincount().tolist() == [280] * 10
     assert (packed.t % 400).min() == 120

@@ -9,8 +9,8 @@ import pytest
 
 from spikeloom.models import is_model
 from spikeloom.training import Augment, Data, Loss, Optim, Recipe, get_recipe, list_recipes, recipe, recipes
-from spikeloom.training.data import SOURCES
 from spikeloom.training.recipe import differences, read_recipe
+from spikeloom.training.sources import SOURCES
 
 CHANGED = Recipe(
     model="conv_snn_tiny",

@@ -109,6 +109,11 @@ def fires(module: nn.Module, family: str, others: Mapping[str, str] | None = Non
 
 def compare(file: File, rebuilt: Rebuilt, dtype: torch.dtype, device: str = "cpu") -> None:
     """Output, spikes, counts and gradients, at the tolerances of the specification."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        _compare(file, rebuilt, dtype, device)
+
+
+def _compare(file: File, rebuilt: Rebuilt, dtype: torch.dtype, device: str) -> None:
     module = rebuilt.module.to(dtype).to(device).train(file.train)
     x = file.inputs["x"].to(device, dtype).requires_grad_(file.train)
     counts = list(json.loads(file.meta["spike_counts"]))

@@ -7,7 +7,7 @@ from spikeloom_tests.golden.attention.whole import whole
 from torch import Tensor
 
 from spikeloom.spiking_attention import SSA
-from spikeloom.spiking_attention.layout import Layout
+from spikeloom.spiking_attention.layout import Layout, merge_heads
 
 
 def ssa(file: File) -> Rebuilt:
@@ -27,8 +27,9 @@ def ssa(file: File) -> Rebuilt:
     loaded(module, file, "spikformer")
 
     def spikes(name: str, ours: Tensor) -> Tensor:
-        if name == "attn_lif":  # tokens [T, B, N, C]
-            return ours if layout == "TBNC" else ours.transpose(2, 3)
+        if name == "attn_lif":  # [T, B, h, N, d]
+            tokens = merge_heads(ours)
+            return tokens if layout == "TBNC" else tokens.transpose(2, 3)
         return ours.transpose(2, 3) if layout == "TBNC" else ours
 
     return Rebuilt(

@@ -1,0 +1,202 @@
+"""The data sets that a recipe can name: how to read a part of each, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from spikeloom.datasets import NMNIST, PackedEvents, SaccadeConfig, saccade_mnist
+from spikeloom.datasets.cifar10_dvs import CIFAR10DVS
+from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
+from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
+from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
+from spikeloom.models.config import nearest
+from spikeloom.training.frame_store import StoredFrames, store_frames
+from spikeloom.training.recipe import Augment, Data
+
+Recordings = PackedEvents | StoredFrames | Images
+"""What a part is held as: events, frames that were binned when they were read, or images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    load: reads its train or test part, with labels. says: what results on it are called. mean, std: of the training
+    images, by channel, in units of the full range; empty for events. stored: events are binned when they are read.
+    """
+
+    load: Callable[[Data, str], Recordings]
+    num_classes: int
+    says: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    stored: bool = False
+
+    @property
+    def of_images(self) -> bool:
+        """Whether these are images, not events."""
+        return bool(self.mean)
+
+    @property
+    def unit(self) -> str:
+        """What a sample is called, in the plural."""
+        return "images" if self.of_images else "recordings"
+
+
+def source(data: Data) -> Source:
+    """The data set that a recipe names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if data.name not in SOURCES:
+        raise ValueError(f"There is no data set {data.name!r}{nearest(data.name, SOURCES)} for recipes.")
+    return SOURCES[data.name]
+
+
+def check_augment(augment: Augment, data: Data) -> None:
+    """Refuse what cannot be done to the data.
+
+    Raises:
+        ValueError: changes of images are asked of events, or the other way round; RandAugment is spelled wrong.
+    """
+    found = source(data)
+    on_events = [name for name in ("rotate_degrees", "drop", "jitter_us") if getattr(augment, name)]
+    on_images = [name for name in ("rand_augment", "erase") if getattr(augment, name)]
+    if found.of_images and (on_events or augment.frame_op):
+        given = ", ".join(on_events) or "frame_op"
+        raise ValueError(
+            f"{data.name} has images, and Augment.{given} changes events or frames of events. Switch it off; shift_px, "
+            "flip, rand_augment and erase change images."
+        )
+    if not found.of_images and on_images:
+        raise ValueError(
+            f"{data.name} has events, and Augment.{', '.join(on_images)} changes images. Switch it off; frame_op is "
+            "what the papers do to frames of events."
+        )
+    if found.stored and on_events:
+        raise ValueError(
+            f"The recordings of {data.name} are binned when they are read, and Augment.{', '.join(on_events)} changes "
+            "events. Set it to 0; frame_op turns, shifts and cuts frames."
+        )
+    make_rand_augment(augment, found)
+
+
+def make_rand_augment(augment: Augment, found: Source) -> RandAugment | None:
+    """RandAugment as the recipe spells it, the data's mean coming in from outside; None: none is asked for.
+
+    Raises:
+        ValueError: it is spelled wrong.
+    """
+    if augment.rand_augment is None:
+        return None
+    kept = TIMM_OPERATIONS if augment.rand_operations == "all" else SPIKFORMER_OPERATIONS
+    return RandAugment.parse(augment.rand_augment, operations=kept, mean=found.mean, interpolation="bicubic")
+
+
+def take(recordings: Recordings, limit: int | None) -> Recordings:
+    """`limit` recordings, spread evenly; None: all."""
+    if limit is None or limit >= len(recordings):
+        return recordings
+    return recordings.select(spread(len(recordings), limit))
+
+
+def spread(count: int, limit: int | None) -> torch.Tensor:
+    """The numbers `[min(count, limit)]` of recordings spread evenly over `count`."""
+    kept = count if limit is None else min(limit, count)
+    return torch.arange(kept) * count // kept
+
+
+def _load_saccades(data: Data, part: str) -> PackedEvents:
+    config = SaccadeConfig(swap_polarity=data.swap_polarity)
+    if part == "test":
+        return saccade_mnist("test", config)
+    packed = saccade_mnist("train", config)
+    return packed.select((torch.arange(len(packed)) % 400 >= data.skip_per_class).nonzero().squeeze(1))
+
+
+def _load_nmnist(data: Data, part: str) -> PackedEvents:
+    root = _root(
+        data,
+        "Train/<digit>/<id>.bin and Test/<digit>/<id>.bin. Get Train.zip and Test.zip of N-MNIST from "
+        "https://www.garrickorchard.com/datasets/n-mnist and unpack both into it.",
+    )
+    return NMNIST(root, _name(part)).pack()
+
+
+def _load_cifar10_dvs(data: Data, part: str) -> StoredFrames:
+    found = CIFAR10DVS(_root(data, "the ten class folders with their .aedat files."), _name(part))
+    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data)
+
+
+def _load_gesture(data: Data, part: str) -> StoredFrames:
+    root = Path(_root(data, "DvsGesture/ as in DvsGesture.tar.gz, or events_np/ as SpikingJelly writes it."))
+    if (root / "events_np").is_dir():
+        clips = EventClips(root / "events_np" / part)
+        return store_frames(clips, spread(len(clips), data.limit).unsqueeze(1).tolist(), data)
+    gestures = DVSGesture(root, _name(part))
+    chosen = spread(len(gestures), data.limit).tolist()
+    by_file = groupby(chosen, key=lambda index: gestures.gestures[index].file)
+    return store_frames(gestures, [list(group) for _, group in by_file], data)
+
+
+def _load_grey(read: Callable[..., Images], page: str, data: Data, part: str) -> Images:
+    root = _root(data, f"the four IDX files of {page}, plain or .gz.")
+    return read(root, _name(part))
+
+
+def _load_cifar(read: Callable[..., Images], folder: str, data: Data, part: str) -> Images:
+    root = _root(data, f"{folder}/ of the binary version at https://www.cs.toronto.edu/~kriz/cifar.html.")
+    return read(root, _name(part), allow_partial=data.allow_partial)
+
+
+def _name(part: str) -> Literal["train", "test"]:
+    return "train" if part == "train" else "test"
+
+
+def _root(data: Data, holds: str) -> str:
+    """The folder of the files.
+
+    Raises:
+        ValueError: none was given.
+    """
+    if data.root is None:
+        raise ValueError(
+            f"The data set {data.name} is read from files, and no folder was given. Pass --root FOLDER, which holds "
+            f"{holds}"
+        )
+    return data.root
+
+
+_MNIST = partial(_load_grey, mnist, "http://yann.lecun.com/exdb/mnist")
+_FASHION = partial(_load_grey, fashion_mnist, "https://github.com/zalandoresearch/fashion-mnist")
+
+SOURCES = {
+    "saccade_mnist": Source(_load_saccades, 10, "simulated events of MNIST images, not N-MNIST"),
+    "nmnist": Source(_load_nmnist, 10, "N-MNIST recordings"),
+    "cifar10_dvs": Source(_load_cifar10_dvs, 10, "CIFAR10-DVS recordings", stored=True),
+    "dvs_gesture": Source(_load_gesture, 11, "DVS128 Gesture recordings", stored=True),
+    "mnist": Source(_MNIST, 10, "MNIST images, direct encoding", (0.1307,), (0.3081,)),
+    "fashion_mnist": Source(_FASHION, 10, "Fashion-MNIST images, direct encoding", (0.2860,), (0.3530,)),
+    "cifar10": Source(
+        partial(_load_cifar, cifar10, "cifar-10-batches-bin"),
+        10,
+        "CIFAR-10 images, direct encoding",
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Source(
+        partial(_load_cifar, cifar100, "cifar-100-binary"),
+        100,
+        "CIFAR-100 images, direct encoding",
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+    ),
+}
