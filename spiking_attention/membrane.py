@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention.layout import Layout, to_tokens
-from spikeloom.synapses import BatchNorm1d, Linear, NormNeuron
+from spikeloom.synapses import BatchNorm1d, NormNeuron, SpikeLinear
 
 Pair = tuple[Tensor | None, Tensor]
 """(s, u) of one shape; s is None where no neuron follows."""
@@ -33,7 +33,7 @@ class MembraneProjection(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, last: bool = False) -> None:
         super().__init__()
-        self.synapse = Linear(in_features, out_features, bias=True)
+        self.synapse = SpikeLinear(in_features, out_features, bias=True)
         self.last = last
         if last:
             self.norm = BatchNorm1d(out_features)

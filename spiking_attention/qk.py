@@ -33,7 +33,7 @@ class _QK(nn.Module):
         self.q = Projection(dim, dim)
         self.k = Projection(dim, dim)
         self.attn_lif = LIF(v_threshold=0.5)
-        self.proj = Projection(dim, dim, bias=True)
+        self.proj = Projection(dim, dim, bias=True, spikes=True)
 
     def gate(self, q: Tensor, k: Tensor) -> Tensor:
         """A * K for spikes `[T, B, N, C]`."""

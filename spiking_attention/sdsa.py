@@ -46,9 +46,9 @@ class SDSA(nn.Module):
         if dvs and layout != "TBCHW":
             raise ValueError(f"SDSA got dvs=True with layout={layout!r}; pooling over space needs maps: 'TBCHW'.")
         self.dim, self.num_heads, self.dvs, self.layout = dim, num_heads, dvs, layout
-        self.q = Projection(dim, dim)
-        self.k = Projection(dim, dim)
-        self.v = Projection(dim, dim)
+        self.q = Projection(dim, dim, spikes=True)
+        self.k = Projection(dim, dim, spikes=True)
+        self.v = Projection(dim, dim, spikes=True)
         self.attn_lif = LIF(v_threshold=0.5)
         self.pool = MaxPool2d(3, 1, 1)
         self.proj = MembraneProjection(dim, dim, last=last)

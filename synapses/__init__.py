@@ -20,6 +20,7 @@ from spikeloom.synapses.layers import (
 )
 from spikeloom.synapses.norm_neuron import NormNeuron
 from spikeloom.synapses.projection import Projection
+from spikeloom.synapses.spike_linear import SpikeLinear
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -36,6 +37,7 @@ __all__ = [
     "MaxPool2d",
     "NormNeuron",
     "Projection",
+    "SpikeLinear",
     "channels_last",
     "fold",
     "over_time",

@@ -8,7 +8,7 @@ from spikeloom.neurons import LIF, Neuron
 from spikeloom.synapses.fold import check_axes
 from spikeloom.synapses.layers import Linear
 from spikeloom.synapses.norm_neuron import NormNeuron
-from spikeloom.synapses.spike_linear import keeps_bits, spike_linear
+from spikeloom.synapses.spike_linear import SpikeLinear
 
 
 class Projection(nn.Module):
@@ -21,7 +21,7 @@ class Projection(nn.Module):
         in_features, out_features: C, C'.
         bias: of the linear map.
         neuron: None is `LIF()`.
-        spikes: the input is known to be zeros and ones, so that on a GPU backward keeps it as bits (not checked).
+        spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeLinear`.
     """
 
     def __init__(
@@ -34,16 +34,11 @@ class Projection(nn.Module):
         spikes: bool = False,
     ) -> None:
         super().__init__()
-        self.spikes = spikes
-        self.synapse = Linear(in_features, out_features, bias=bias)
+        self.synapse = (SpikeLinear if spikes else Linear)(in_features, out_features, bias=bias)
         self.fire = NormNeuron(out_features, LIF() if neuron is None else neuron)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
         check_axes(x, "Projection", "T B N C")
-        if self.spikes and keeps_bits(x):
-            x = spike_linear(x, self.synapse.weight, self.synapse.bias)
-        else:
-            x = self.synapse(x)
-        fired: Tensor = self.fire(x.transpose(2, 3))
-        return fired.transpose(2, 3)
+        spikes: Tensor = self.fire(self.synapse(x).transpose(2, 3))
+        return spikes.transpose(2, 3)

@@ -1,4 +1,4 @@
-"""A linear map of spikes that keeps its input as bits for backward: a sixteenth of the memory in bfloat16.
+"""`SpikeLinear`: a linear map that keeps the spikes it reads as bits for backward, a sixteenth of bfloat16's memory.
 
 The result and the gradients are those of `torch.nn.functional.linear`; only what is stored between forward and backward
 differs. It pays on a GPU, so only there it is done, and only where autograd records: under `torch.compile` and while
@@ -15,6 +15,20 @@ from torch.nn import functional as F
 
 from spikeloom.kernels.bits import pack, unpack
 from spikeloom.kernels.op import dispatched
+from spikeloom.synapses.layers import Linear
+
+
+class SpikeLinear(Linear):
+    """`Linear` for inputs that are known to be zeros and ones: `[T, B, ..., D]` -> `[T, B, ..., D']`.
+
+    The values are not checked: a kernel that did would make the host wait. Only for the output of a spiking neuron.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply every vector along the last axis."""
+        if keeps_bits(input):
+            return spike_linear(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 def keeps_bits(spikes: Tensor) -> bool:
@@ -23,10 +37,7 @@ def keeps_bits(spikes: Tensor) -> bool:
 
 
 def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear(spikes, weight, bias)` for spikes `[..., D]`, which are zeros and ones, with their bits kept.
-
-    The values are not checked: a kernel that did would make the host wait. Only for the output of a spiking neuron.
-    """
+    """`F.linear(spikes, weight, bias)` for spikes `[..., D]`, which are zeros and ones, with their bits kept."""
     if torch.is_autocast_enabled(spikes.device.type):
         dtype = torch.get_autocast_dtype(spikes.device.type)
         spikes, weight = spikes.to(dtype), weight.to(dtype)

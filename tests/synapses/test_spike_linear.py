@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.spiking_attention import SSA, SpikingMLP, products
-from spikeloom.synapses import MaxPool2d, NormNeuron, Projection, projection
+from spikeloom.synapses import MaxPool2d, NormNeuron, Projection
 from spikeloom.synapses.spike_linear import keeps_bits, spike_linear
 
 
@@ -18,7 +19,7 @@ def bits(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Keep bits, or do not, wherever the tensors are."""
 
     def choose(on: bool) -> None:
-        for module in (products, projection):
+        for module in (products, sys.modules["spikeloom.synapses.spike_linear"]):
             monkeypatch.setattr(module, "keeps_bits", lambda spikes: on)
 
     return choose
