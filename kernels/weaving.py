@@ -61,7 +61,9 @@ def _run(
     final: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     call = prepare(program, inputs, params, state, backend)
-    if call.backend == "reference":
+    # of tensors without values (device "meta") the operator knows the results' shapes without a loop over T
+    shapes_alone = call.inputs[0].is_meta and backend == "auto" and not torch.is_grad_enabled()
+    if call.backend == "reference" and not shapes_alone:
         outputs, ends = reference.run(program, call.inputs, call.state, params)
         return tuple(outputs), tuple(ends) if final else ()
     results = op.weave(
@@ -126,8 +128,6 @@ def prepare(
             scalars.append(value)
             kinds += "s"
     chosen = choose(backend, xs[0].device.type)
-    if xs[0].is_meta and backend == "auto":
-        chosen = "meta"  # shapes alone: the operator knows them without a loop over T
     if chosen != "reference" and forward_ad._current_level >= 0:
         raise NotImplementedError(
             f"{program.name}: kernels have no forward-mode derivatives (torch.func.jvp, dual numbers); pass "

@@ -73,22 +73,26 @@ def _run(name: str, given: Tensor, code: Tensor, made: Tensor, sizes: Any, windo
         vector //= 2
     threads = made.numel() // vector
     dtype = str(given.dtype).removeprefix("torch.")
-    kernel = _kernel(name, dtype, vector, window, given.device.index, -(-threads // _THREADS))
+    blocks = -(-threads // _THREADS)
+    kernel = _kernel(name, dtype, vector, window, blocks * _THREADS >= 2**32, given.device.index, blocks)
     kernel(
         (given.data_ptr(), code.data_ptr(), made.data_ptr(), H, W, out_h, out_w, C // vector, threads),
     )
 
 
 @lru_cache(maxsize=1024)
-def _kernel(name: str, dtype: str, vector: int, window: tuple[int, int, int], device: int, blocks: int) -> Kernel:
-    return Kernel(source(dtype, vector, window), name, device, blocks, _THREADS, _LAYOUT)
+def _kernel(
+    name: str, dtype: str, vector: int, window: tuple[int, int, int], wide: bool, device: int, blocks: int
+) -> Kernel:
+    return Kernel(source(dtype, vector, window, wide), name, device, blocks, _THREADS, _LAYOUT)
 
 
-def source(dtype: str, vector: int, window: tuple[int, int, int]) -> str:
-    """CUDA source of `pool` and `unpool`. window: kernel, stride, padding."""
+def source(dtype: str, vector: int, window: tuple[int, int, int], wide: bool = False) -> str:
+    """CUDA source of `pool` and `unpool`. window: kernel, stride, padding. wide: over 2^32 threads."""
     real, io = STORAGE[dtype]
     names = zip(("VECTOR", "KERNEL", "STRIDE", "PADDING"), (vector, *window), strict=True)
     defined = "".join(f"#define {name} {value}\n" for name, value in names)
     prelude = (Path(build.__file__).parent / "prelude.cuh").read_text()
     body = Path(__file__).with_name("pool.cu").read_text()
-    return f"typedef {real} real; typedef long long index_t;\n{prelude}\ntypedef {io} io;\n{defined}{body}"
+    index = "long long" if wide else "unsigned"
+    return f"typedef {real} real; typedef {index} index_t;\n{prelude}\ntypedef {io} io;\n{defined}{body}"

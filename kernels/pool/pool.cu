@@ -1,6 +1,6 @@
 // Max pooling of channels-last maps [M, H, W, C] that remembers one byte per output: which element of its window (row by
-// row) was the first maximum. A thread handles VECTOR channels of one pixel. In front of this text: `real`, `io`, the
-// prelude, VECTOR, KERNEL, STRIDE, PADDING.
+// row) was the first maximum. A thread handles VECTOR channels of one pixel. In front of this text: `real`, `io`,
+// `index_t` (counts threads), the prelude, VECTOR, KERNEL, STRIDE, PADDING.
 struct __align__(sizeof(io) * VECTOR) Lane { io e[VECTOR]; };
 struct __align__(VECTOR) Codes { unsigned char e[VECTOR]; };
 struct Arguments {
@@ -10,14 +10,14 @@ struct Arguments {
 };
 
 extern "C" __global__ void pool(const Arguments a) {
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= a.count) return;
-    const int lane = (int)(i % a.lanes);
-    const long long pixel = i / a.lanes;
-    const int ow = (int)(pixel % a.out_width);
-    const long long row = pixel / a.out_width;
-    const int oh = (int)(row % a.out_height);
-    const Lane* map = (const Lane*)a.x + row / a.out_height * a.height * a.width * a.lanes + lane;
+    const index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (index_t)a.count) return;
+    const int lane = (int)(i % (index_t)a.lanes);
+    const index_t pixel = i / a.lanes;
+    const int ow = (int)(pixel % (index_t)a.out_width);
+    const index_t row = pixel / a.out_width;
+    const int oh = (int)(row % (index_t)a.out_height);
+    const Lane* map = (const Lane*)a.x + (long long)(row / a.out_height) * a.height * a.width * a.lanes + lane;
     Lane best;
     Codes code;
     real most[VECTOR];
@@ -48,14 +48,14 @@ extern "C" __global__ void pool(const Arguments a) {
 
 // The gradient of an input is the sum over the windows whose first maximum it was.
 extern "C" __global__ void unpool(const Arguments a) {
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= a.count) return;
-    const int lane = (int)(i % a.lanes);
-    const long long pixel = i / a.lanes;
-    const int w = (int)(pixel % a.width);
-    const long long row = pixel / a.width;
-    const int h = (int)(row % a.height);
-    const long long map = row / a.height * a.out_height * a.out_width * a.lanes + lane;
+    const index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (index_t)a.count) return;
+    const int lane = (int)(i % (index_t)a.lanes);
+    const index_t pixel = i / a.lanes;
+    const int w = (int)(pixel % (index_t)a.width);
+    const index_t row = pixel / a.width;
+    const int h = (int)(row % (index_t)a.height);
+    const long long map = (long long)(row / a.height) * a.out_height * a.out_width * a.lanes + lane;
     real sum[VECTOR];
 #pragma unroll
     for (int e = 0; e < VECTOR; ++e) sum[e] = 0;

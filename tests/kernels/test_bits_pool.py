@@ -143,7 +143,7 @@ def test_pooling_serves_training_on_a_gpu_alone() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_sources_compile_without_spilling(tmp_path: Path, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    pools = (pool_source(name, 16 // dtype.itemsize, (3, 2, 1)), pool_source(name, 1, (2, 2, 0)))
+    pools = (pool_source(name, 16 // dtype.itemsize, (3, 2, 1)), pool_source(name, 1, (2, 2, 0), True))
     for text in (packing.source(dtype), *pools):
         code = tmp_path / "code.cu"
         code.write_text(text)

@@ -136,6 +136,9 @@ def _compare(file: File, rebuilt: Rebuilt, dtype: torch.dtype, device: str) -> N
     if exact:
         _compare_spikes(file, rebuilt, {name: kept[0].cpu().double() for name, kept in seen.items()})
         torch.testing.assert_close(y.detach().cpu().double(), file.out, rtol=0, atol=_atol(dtype, device))
+    else:  # a membrane next to its threshold may round to its other side, and few spikes follow it
+        for name, total in json.loads(file.meta["spike_counts"]).items():
+            assert abs(seen[name][0].sum().item() - total) <= 3 + total / 50, name
     if file.train:
         y.backward(file.inputs["cotangent"].to(device, dtype))
         if exact:
