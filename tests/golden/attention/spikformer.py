@@ -46,6 +46,7 @@ def spikformer(file: File) -> Rebuilt:
 
 
 CASES = {
+    "ssa": ssa,
     "ssa_linear_TBNC": ssa,
     "ssa_conv_TBCN_dvs": ssa,
     "ssa_conv_TBCHW_imagenet": ssa,
