@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def load_model(path: Path, T: int | None = None) -> tuple[nn.Module, Description
     config = dict(description.model_config)
     if T is not None and "T" in config:
         config["T"] = T
-    model = rebuild(description.recipe, config)
+    model = rebuild(replace(description.recipe, model=description.model), config)
     load_weights(model, read_weights(checkpoint), checkpoint)
     return model.eval(), description
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spikeloom.training.checkpoint import load_model, require_checkpoint
-from spikeloom.training.data import load_train, source
+from spikeloom.training.data import load_train
 from spikeloom.training.energy_report import report_energy
 from spikeloom.training.firing import rates_table
 from spikeloom.training.interrupt import TrainingInterrupted
@@ -24,6 +24,7 @@ from spikeloom.training.loop import Tally
 from spikeloom.training.recipe import Recipe, read_recipe
 from spikeloom.training.recipes import get_recipe, list_recipes
 from spikeloom.training.run import RECIPE, Result, fit, measure, pick_device
+from spikeloom.training.sources import source
 
 RUNS = Path("runs")
 _USAGE = "spikeloom train RECIPE [--out FOLDER] [--resume] [--device DEVICE] [SETTINGS]"

@@ -16,10 +16,10 @@ from spikeloom.models import create_model
 from spikeloom.models.registry import default_config, is_model
 from spikeloom.training import network
 from spikeloom.training.checkpoint import load_model, require_checkpoint
-from spikeloom.training.data import source
 from spikeloom.training.energy_count import Work, count_over, make_report, random_frames, recordings, says_of, steps_of
 from spikeloom.training.recipe import Data, Recipe
 from spikeloom.training.run import pick_device
+from spikeloom.training.sources import source
 
 if TYPE_CHECKING:
     from spikeloom.energy.models import EnergyModel

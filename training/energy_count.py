@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import spikeloom
-from spikeloom.training.data import Batches, load_test, load_train, source
+from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.interrupt import watch
 from spikeloom.training.loop import autocast, decide
 from spikeloom.training.recipe import Data, Recipe
-from spikeloom.training.sources import Recordings, take
+from spikeloom.training.sources import Recordings, source, take
 
 if TYPE_CHECKING:
     from spikeloom.energy.report import Report

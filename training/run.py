@@ -35,14 +35,14 @@ from spikeloom.training.checkpoint import (
     save_checkpoint,
     write_atomic,
 )
-from spikeloom.training.data import Batches, load_test, load_train, source
+from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.firing import Firing, count_spikes
 from spikeloom.training.interrupt import Interruption, TrainingInterrupted, watch
 from spikeloom.training.log import RunLog, epoch_bar, epoch_line
 from spikeloom.training.loop import Tally, Training, averaged, evaluate, start, train_epoch
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 from spikeloom.training.recipes import get_recipe
-from spikeloom.training.sources import Recordings, check_augment
+from spikeloom.training.sources import Recordings, check_augment, source
 
 RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
 

@@ -163,6 +163,19 @@ def test_backward_reaches_every_parameter(name: str) -> None:
     assert bool(x.grad.any())
 
 
+def test_shapes_without_values(name: str) -> None:
+    """On device `meta`: in training with gradients, and in evaluation, where no loop over time is run."""
+    with torch.device("meta"):
+        model: Any = create_model(name, **overrides(name))
+    x = image(model).to("meta")
+    model(x).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.is_meta for p in model.parameters())
+    with torch.no_grad():
+        y = model.eval()(x)
+    assert y.shape == (T, B, 7)
+    assert y.is_meta
+
+
 def test_files_and_configuration_build_it_again(name: str, tmp_path: Path) -> None:
     model = build(name)
     x = image(model)

@@ -62,6 +62,13 @@ def test_kernels_in_channels_last_order_are_saved(tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
+def test_entries_that_no_forward_reads_come_back(tmp_path: Path) -> None:
+    model = build(legacy_keys=True, legacy_positions=4)
+    loaded = load_model(save_model(model, tmp_path / "mine")).state_dict()
+    assert {"pos_embed", "norm.weight", "blocks.0.norm1.weight"} <= loaded.keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
 def test_overrides_replace_fields(saved: Path) -> None:
     model: Any = load_model(saved, T=5, order="qk_v")
     assert (model.config.T, model.config.order, model.config.embed_dim) == (5, "qk_v", 16)

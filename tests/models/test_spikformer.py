@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from spikeloom.models import Spikformer, SpikformerConfig, create_model, describe, list_models
 from spikeloom.models.registry import default_config
 from spikeloom.models.sizes import parameters
 from spikeloom.spiking_attention import SSA
-from spikeloom.spiking_attention.products import keys_first
+from spikeloom.spiking_attention.products import product
 
 SIZES = {
     "spikformer_cifar_2_256": ({}, 2_570_538, 2_568_490),
@@ -59,7 +60,12 @@ def test_all_variants_take_keys_and_values_first(name: str, tokens: int, width: 
     stride = 2 ** sum(config.pools)
     assert (config.input_size[0] // stride) ** 2 == tokens
     assert config.embed_dim // config.num_heads == width
-    assert keys_first(torch.empty(tokens, width), config.order)
+    flops = {}
+    for order in (config.order, "q_kv"):
+        with FlopCounterMode(display=False) as counter:
+            product(*torch.empty(3, 1, tokens, width, device="meta"), config.scale, order)
+        flops[order] = counter.get_total_flops()
+    assert flops["auto"] == flops["q_kv"] == 4 * tokens * width**2
 
 
 def tiny(**overrides: Any) -> Spikformer:

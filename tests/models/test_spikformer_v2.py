@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,3 +159,18 @@ def test_impossible_configurations_are_refused(options: dict[str, Any], message:
 def test_a_size_that_the_stride_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one token of 8 x 8 pixels, so both sides must be multiples of 8"):
         tiny()(frames(H=20))
+
+
+def test_the_page_runs_and_has_the_numbers_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models" / "spikformer_v2.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```\n", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == page.count("```python") == 2
+    torch.manual_seed(0)
+    for block, printed in blocks:
+        exec(block, names)
+        assert capsys.readouterr().out == printed, block
+    for name, (size, T, accuracy) in VARIANTS.items():
+        published = "" if accuracy is None else f"{accuracy:.2f} %"
+        assert re.search(rf"^\| `{name}` \| {size:,} \| {T} \| {published}", page, re.MULTILINE), name
+    assert "No official code or weights exist" in page

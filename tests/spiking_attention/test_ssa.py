@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeloom import Stream
@@ -14,7 +15,7 @@ from spikeloom.energy import count
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention import SSA
 from spikeloom.spiking_attention.layout import split_heads
-from spikeloom.spiking_attention.products import Order, keys_first, product
+from spikeloom.spiking_attention.products import Order, product
 
 T, B, C, H, W, HEADS = 4, 3, 16, 2, 3, 4
 N = H * W
@@ -45,6 +46,20 @@ def layer(**options: Any) -> SSA:
         else:
             nn.init.constant_(parameter, 2.5 if name.endswith("fire.weight") else 0.8)
     return module.eval()
+
+
+class Products(TorchDispatchMode):
+    """Result shapes of the batched matrix products that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bmm.default:
+            self.shapes.append(tuple(out.shape))
+        return out
 
 
 def stream(batch: int = B, T: int = T, seed: int = 0) -> Tensor:
@@ -93,13 +108,26 @@ def test_gradients_are_those_of_finite_differences(order: Order, scale: float) -
 @pytest.mark.parametrize(("n", "d"), [(4, 8), (8, 8), (9, 8), (64, 16)])
 def test_auto_takes_keys_and_values_first_where_tokens_are_more_than_channels(n: int, d: int) -> None:
     x = qkv(n, d)
-    assert keys_first(x[0], "auto") == (n > d)
     flops = {}
     for order in ("auto", "qk_v", "q_kv"):
         with FlopCounterMode(display=False) as counter:
             product(*x, 0.125, order)  # type: ignore[arg-type]
         flops[order] = counter.get_total_flops() // (4 * x[0].shape[:3].numel())  # two products of 2 n d k each
     assert flops == {"auto": n * d * min(n, d), "qk_v": n * n * d, "q_kv": n * d * d}
+
+
+@pytest.mark.parametrize(("n", "order"), [(3, "qk_v"), (4, "qk_v"), (5, "q_kv")])
+def test_auto_of_a_layer(n: int, order: Order) -> None:
+    """d = 4: shapes of the first product, without values."""
+    shapes = {}
+    with torch.device("meta"):
+        for asked in ("auto", order):
+            module = SSA(C, HEADS, order=asked).eval()  # type: ignore[arg-type]
+            with torch.no_grad(), Products() as products:
+                module(torch.empty(T, B, n, C))
+            shapes[asked] = products.shapes
+    assert shapes["auto"] == shapes[order]
+    assert shapes["auto"][0][-2:] == ((n, n) if order == "qk_v" else (4, 4))
 
 
 @pytest.mark.parametrize("scale", [0.125, 0.25])

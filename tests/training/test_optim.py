@@ -43,6 +43,23 @@ def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine() -> None:
     assert rates[19] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 15 / 16)) / 2)
 
 
+def test_cooldown_keeps_the_lowest_rate() -> None:
+    config = Optim(lr=1.0, warmup_epochs=1, warmup_lr=0.1, min_lr=0.01, cooldown_epochs=2)
+    rates = [learning_rate(step, 24, 4, config) for step in range(24)]  # 4 steps up, 12 down, 8 of cooldown
+    assert rates[:4] == pytest.approx([0.325, 0.55, 0.775, 1.0])
+    assert rates[10] == pytest.approx(0.505)
+    assert rates[16:] == pytest.approx([0.01] * 8)
+    assert rates[15] > 0.01
+
+
+def test_a_rate_by_epoch_is_that_of_timm() -> None:
+    config = Optim(lr=1.0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01, cooldown_epochs=2, schedule="epoch")
+    rates = [learning_rate(step, 30, 3, config) for step in range(30)]  # ten epochs of three steps
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(2, 8)]
+    expected = [0.1, 0.55, *cosine, 0.01, 0.01]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(3)])
+
+
 @pytest.mark.parametrize("warmup", [0.0, 100.0])
 def test_learning_rate_without_or_with_nothing_but_warm_up(warmup: float) -> None:
     rates = [learning_rate(step, 10, 5, Optim(lr=1.0, warmup_epochs=warmup)) for step in range(10)]

@@ -70,6 +70,11 @@ def test_a_duplicate_recipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         (Augment, {"shift_px": -1}, "Augment.shift_px is -1"),
         (Optim, {"lr": 0.0}, "Optim.lr is 0.0; expected > 0"),
         (Optim, {"betas": (0.9, 1.0)}, "Optim.betas"),
+        (Optim, {"lr": 0.1, "min_lr": 0.2}, "Optim.min_lr is 0.2; expected 0 to lr"),
+        (Optim, {"cooldown_epochs": -1.0}, "Optim.cooldown_epochs"),
+        (Data, {"crop": 0}, "Data.crop is 0"),
+        (Augment, {"mix_prob": 1.5}, "Augment.mix_prob is 1.5; expected 0 to 1"),
+        (Augment, {"mixup": -0.1}, "Augment.mixup"),
         (Loss, {"label_smoothing": 1.0}, "Loss.label_smoothing is 1.0"),
     ],
 )
