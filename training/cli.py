@@ -59,6 +59,8 @@ class EvalOptions:
     """Folder of the recordings; None: where they were in training."""
     batch_size: int | None = None
     """Recordings per step; None: as in training."""
+    bf16: bool | None = None
+    """On a GPU: autocast to bfloat16, or compute in float32; None: as in training."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
 
@@ -104,6 +106,8 @@ def evaluate(argv: list[str]) -> int:
         recipe = replace(recipe, data=replace(recipe.data, root=options.root))
     if options.batch_size is not None:
         recipe = replace(recipe, batch_size=options.batch_size)
+    if options.bf16 is not None:
+        recipe = replace(recipe, bf16=options.bf16)
     packed = None
     if options.part != "test":
         train_part, held = load_train(recipe.data)

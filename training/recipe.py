@@ -45,7 +45,7 @@ class Data:
     encoding: Literal["binary", "count", "sqrt"] = "binary"
     """Value of a pixel: any event in the bin (0 or 1), their number, or its square root."""
     crop: int | None = None
-    """Use so many pixels of height and width, in the middle; None: all."""
+    """Events: use so many pixels of height and width, in the middle; None: all."""
     allow_partial: bool = False
     """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0

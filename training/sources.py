@@ -68,6 +68,8 @@ def check_augment(augment: Augment, data: Data) -> None:
         ValueError: changes of images are asked of events, or the other way round; RandAugment is spelled wrong.
     """
     found = source(data)
+    if found.of_images and data.crop is not None:
+        raise ValueError(f"{data.name} has images, and Data.crop cuts frames of events. Set it to None.")
     on_events = [name for name in ("rotate_degrees", "drop", "jitter_us") if getattr(augment, name)]
     on_images = [name for name in ("rand_augment", "erase") if getattr(augment, name)]
     if found.of_images and (on_events or augment.frame_op):

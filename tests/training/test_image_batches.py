@@ -113,6 +113,11 @@ def test_what_cannot_be_done_to_the_data_is_refused(name: str, augment: Augment,
         check_augment(augment, Data(name))
 
 
+def test_images_are_not_cropped() -> None:
+    with pytest.raises(ValueError, match=r"cifar10 has images, and Data\.crop cuts frames of events"):
+        check_augment(Augment(), Data("cifar10", crop=28))
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "cifar10_dvs", "dvs_gesture"])
 def test_data_without_a_folder_say_what_to_get(name: str) -> None:
     with pytest.raises(ValueError, match=f"The data set {name} is read from files.* Pass --root FOLDER, which holds"):

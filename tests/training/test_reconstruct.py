@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from spikeloom.models import MaskedAutoencoder, MaskedConfig, SpikformerV2
-from spikeloom.training import Data, Optim, Recipe, Result, cli, fit, get_recipe, load_model, recipes, run
+from spikeloom.training import Data, Optim, Recipe, Result, cli, fit, get_recipe, load_model, recipes, run, sources
 from spikeloom.training.checkpoint import require_checkpoint
 from spikeloom.training.energy_cli import energy
 from spikeloom.training.interrupt import TrainingInterrupted
@@ -148,6 +149,7 @@ def test_the_recipes_of_the_package_fit_together(tmp_path: Path, monkeypatch: py
     first, second = get_recipe("spikformer_v2_pretrain_small"), get_recipe("spikformer_v2_finetune_small")
     assert second.pretrain == "spikformer_v2_pretrain_small"
     assert (first.model, first.model_args, first.data) == (second.model, second.model_args, second.data)
+    monkeypatch.setattr(sources, "saccade_mnist", functools.cache(sources.saccade_mnist))  # both stages read it
     few = replace(first, data=replace(first.data, limit=256), epochs=3)
     monkeypatch.setattr(recipes, "_RECIPES", {second.pretrain: lambda: few})
     quiet(replace(second, data=replace(second.data, limit=128), epochs=1), tmp_path / "run")
