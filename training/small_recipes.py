@@ -70,6 +70,6 @@ def spikformer_fashion_small() -> Recipe:
         augment=Augment(shift_px=2, flip=0.5, erase=0.25),
         optim=Optim(lr=4e-3, warmup_epochs=2),
         loss=Loss("rate", label_smoothing=0.1),
-        epochs=40,
+        epochs=30,
         batch_size=512,
     )
