@@ -68,6 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     record = conditions(device, HERE.parent, options.commit)
+    _warm_up(device)
     record["rows"] = [measure(options, device, dtype) for dtype in options.dtypes.split(",")]
     show(f"{options.what}, T={options.steps}", *table(record["rows"]))
     if options.out:
@@ -94,6 +95,14 @@ def measure(options: argparse.Namespace, device: torch.device, dtype: str) -> di
         row["results"][name] |= outcome.as_json()
         print(name, dtype, row["results"][name], flush=True)
     return row
+
+
+def _warm_up(device: torch.device) -> None:
+    """Products of matrices in all forms, so that nobody is charged with the workspace of cuBLAS (tens of MiB)."""
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.zeros(64, 64, 64, dtype=dtype, device=device)
+        F.linear(a, a[0], a[0, 0])
+        a @ a
 
 
 def built(make: Callable[[], Step], device: torch.device) -> tuple[Step, dict[str, Any]]:

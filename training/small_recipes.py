@@ -56,7 +56,7 @@ def spikformer_saccade_small() -> Recipe:
         augment=Augment(shift_px=2),
         optim=Optim(lr=4e-3),
         loss=Loss("rate", label_smoothing=0.1),
-        epochs=12,
+        epochs=16,
     )
 
 
