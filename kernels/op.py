@@ -71,12 +71,11 @@ def dispatched() -> bool:
     )
 
 
-def once_only() -> None:
+def once_only(instead: str = "pass backend='reference' to differentiate twice") -> None:
     """Refuse to record a backward pass: kernels have no second derivative, and none would be zero without a word."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "a kernel was differentiated with create_graph=True, but kernels have a first derivative only; "
-            "pass backend='reference' to differentiate twice"
+            "a kernel was differentiated with create_graph=True, but kernels have a first derivative only; " + instead
         )
 
 

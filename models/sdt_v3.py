@@ -40,7 +40,8 @@ class SDTV3Config:
     embed_dims: widths e0 to e3; the five stages are e0 / 2, e0, e1 (convolutional), e2 and e3 (attention) wide, on maps
     of 1/2, 1/4, 1/8, 1/16 and 1/16 of the side. depths: blocks per stage. num_heads: of both attention stages.
     mlp_ratio: channels inside the channel mixers of all blocks per channel outside. order: of the attention's product,
-    see `ESDSA`. T: 1 for images; the neurons have no memory, so more steps are more images.
+    see `ESDSA`. max_spikes: of every neuron in one step, 4 ("1 x 4") or 8. T: 1 for images; the neurons have no memory,
+    so more steps are more images.
     """
 
     in_channels: int = 3
@@ -52,6 +53,7 @@ class SDTV3Config:
     num_heads: int = 8
     mlp_ratio: float = 4.0
     order: Order = "auto"
+    max_spikes: int = 4
 
     def __post_init__(self) -> None:
         if self.embed_dims[0] % 2 or min(self.embed_dims) < 1:
@@ -70,11 +72,11 @@ class SDTV3Config:
 
 
 class Downsample(nn.Module):
-    """Integer spikes (not of the network's input), convolution with bias, BatchNorm on maps `[T, B, C, H, W]`."""
+    """Integer spikes (max_spikes=0: none, for the network's input), convolution with bias, BatchNorm on maps."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, *, first: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, max_spikes: int) -> None:
         super().__init__()
-        self.neuron = nn.Identity() if first else integer_neuron()
+        self.neuron = integer_neuron(max_spikes) if max_spikes else nn.Identity()
         conv = ConvNorm(in_channels, out_channels, kernel, stride=stride, bias=True)
         self.synapse, self.norm = conv.synapse, conv.norm
 
@@ -89,9 +91,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, dim: int, config: SDTV3Config) -> None:
         super().__init__()
-        self.sep = SepConv(dim, kernel=3)
-        self.attn = ESDSA(dim, config.num_heads, order=config.order)
-        self.mlp = IntegerMLP(dim, int(dim * config.mlp_ratio))
+        self.sep = SepConv(dim, kernel=3, max_spikes=config.max_spikes)
+        self.attn = ESDSA(dim, config.num_heads, order=config.order, max_spikes=config.max_spikes)
+        self.mlp = IntegerMLP(dim, int(dim * config.mlp_ratio), max_spikes=config.max_spikes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
@@ -127,17 +129,20 @@ class SDTV3(Classifier):
         self.num_features = e3
         self.stages = nn.Sequential()
         for i, (before, width, depth) in enumerate(zip(widths[:-1], widths[1:], config.depths, strict=True)):
-            down = Downsample(before, width, 7 if i == 0 else 3, 1 if i == 4 else 2, first=i == 0)
+            limit = config.max_spikes if i else 0
+            down = Downsample(before, width, 7 if i == 0 else 3, 1 if i == 4 else 2, limit)
             blocks: list[nn.Module] = [
-                ConvBlock(width, ratio=config.mlp_ratio) if i < 3 else AttentionBlock(width, config)
+                ConvBlock(width, ratio=config.mlp_ratio, max_spikes=config.max_spikes)
+                if i < 3
+                else AttentionBlock(width, config)
                 for _ in range(depth)
             ]
             self.stages.append(Stage(down, blocks))
-        self.neuron = integer_neuron(norm=1.0)
+        self.neuron = integer_neuron(config.max_spikes, norm=1.0)
         self.reset_classifier(config.num_classes)
 
     def features(self, frames: Tensor) -> Tensor:
-        """Whole numbers from 0 to 4, the spikes of the mean over pixels: `[T, B, e3]`."""
+        """Whole numbers from 0 to `max_spikes`, the spikes of the mean over pixels: `[T, B, e3]`."""
         spikes: Tensor = self.neuron(self.stages(frames).mean((3, 4)))
         return spikes
 

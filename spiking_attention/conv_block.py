@@ -24,13 +24,16 @@ class ConvBlock(nn.Module):
         dim: C.
         ratio: channels between the two convolutions per channel outside.
         kernel: side of the separable convolution's depthwise kernel.
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
-    def __init__(self, dim: int, *, ratio: float = 4.0, kernel: int = 7) -> None:
+    def __init__(self, dim: int, *, ratio: float = 4.0, kernel: int = 7, max_spikes: int = 4) -> None:
         super().__init__()
-        self.sep = SepConv(dim, kernel=kernel)
-        self.neuron = integer_neuron()
-        self.conv1 = ConvNeuron(dim, int(ratio * dim), neuron=integer_neuron())
+        if int(ratio * dim) < 1:
+            raise ValueError(f"ConvBlock got ratio={ratio} at dim={dim}; expected at least one channel inside.")
+        self.sep = SepConv(dim, kernel=kernel, max_spikes=max_spikes)
+        self.neuron = integer_neuron(max_spikes)
+        self.conv1 = ConvNeuron(dim, int(ratio * dim), neuron=integer_neuron(max_spikes))
         self.conv2 = ConvNorm(int(ratio * dim), dim)
 
     def forward(self, x: Tensor) -> Tensor:

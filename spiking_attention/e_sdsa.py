@@ -29,25 +29,33 @@ class ESDSA(nn.Module):
         ratio: channels of V per channel of Q.
         order: `qk_v` is (Q K^T) V, `q_kv` is Q (K^T V); `auto` takes the one with fewer operations.
         layout: axes of input and output: "TBNC", "TBCN" or "TBCHW".
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, ratio: int = 4, order: Order = "auto", layout: Layout = "TBCHW"
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        ratio: int = 4,
+        order: Order = "auto",
+        layout: Layout = "TBCHW",
+        max_spikes: int = 4,
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads, "ESDSA")
         check_layout(layout, "ESDSA")
         if order not in ORDERS:
             raise ValueError(f"ESDSA got order={order!r}; expected {', '.join(map(repr, ORDERS))}.")
-        if ratio < 1:
+        if ratio < 1 or ratio != int(ratio):
             raise ValueError(f"ESDSA got ratio={ratio}; expected a whole number >= 1 (the paper's code has 4).")
         self.dim, self.num_heads, self.order, self.layout = dim, num_heads, order, layout
         self.scale = 2 * (dim // num_heads) ** -0.5
-        self.neuron = integer_neuron()
-        self.q = Projection(dim, dim, neuron=integer_neuron())
-        self.k = Projection(dim, dim, neuron=integer_neuron())
-        self.v = Projection(dim, ratio * dim, neuron=integer_neuron())
-        self.attn_neuron = integer_neuron()
+        self.neuron = integer_neuron(max_spikes)
+        self.q = Projection(dim, dim, neuron=integer_neuron(max_spikes))
+        self.k = Projection(dim, dim, neuron=integer_neuron(max_spikes))
+        self.v = Projection(dim, ratio * dim, neuron=integer_neuron(max_spikes))
+        self.attn_neuron = integer_neuron(max_spikes)
         self.proj = PointwiseNorm(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

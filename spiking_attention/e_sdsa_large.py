@@ -24,13 +24,13 @@ from spikeloom.synapses import BatchNorm2d, NormNeuron
 class Stack(nn.Module):
     """Linear, BatchNorm, Linear, BatchNorm, BatchNorm on tokens `[T, B, N, C]`, then spikes unless `spiking=False`."""
 
-    def __init__(self, dim: int, *, spiking: bool = True) -> None:
+    def __init__(self, dim: int, *, spiking: bool = True, max_spikes: int = 4) -> None:
         super().__init__()
         self.spiking = spiking
         self.wide = PointwiseNorm(dim, dim * 3 // 2)
         self.narrow = PointwiseNorm(dim * 3 // 2, dim)
         if spiking:
-            self.fire = NormNeuron(dim, integer_neuron(rounding="half_up"))
+            self.fire = NormNeuron(dim, integer_neuron(max_spikes, rounding="half_up"))
         else:
             self.norm = BatchNorm2d(dim)
 
@@ -62,11 +62,14 @@ class ESDSALarge(nn.Module):
         dim: C, even. num_heads: h, which divides C.
         order: `qk_v` is (Q K^T) V, `q_kv` is Q (K^T V); `auto` takes the one with fewer operations.
         layout: axes of input and output: "TBNC", "TBCN" or "TBCHW".
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
     scale = 0.125
 
-    def __init__(self, dim: int, num_heads: int, *, order: Order = "auto", layout: Layout = "TBCN") -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, order: Order = "auto", layout: Layout = "TBCN", max_spikes: int = 4
+    ) -> None:
         super().__init__()
         check_heads(dim, num_heads, "ESDSALarge")
         check_layout(layout, "ESDSALarge")
@@ -75,9 +78,9 @@ class ESDSALarge(nn.Module):
         if dim % 2:
             raise ValueError(f"ESDSALarge got dim={dim}; expected an even number, its stacks are 1.5 times as wide.")
         self.dim, self.num_heads, self.order, self.layout = dim, num_heads, order, layout
-        self.neuron = integer_neuron(rounding="half_up")
-        self.q, self.k, self.v = Stack(dim), Stack(dim), Stack(dim)
-        self.attn_neuron = integer_neuron(rounding="half_up")
+        self.neuron = integer_neuron(max_spikes, rounding="half_up")
+        self.q, self.k, self.v = (Stack(dim, max_spikes=max_spikes) for _ in range(3))
+        self.attn_neuron = integer_neuron(max_spikes, rounding="half_up")
         self.proj = Stack(dim, spiking=False)
 
     def forward(self, x: Tensor) -> Tensor:

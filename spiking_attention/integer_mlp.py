@@ -21,14 +21,15 @@ class IntegerMLP(nn.Module):
     Args:
         dim: C. hidden: channels between the two.
         layout: axes of input and output: "TBNC", "TBCN" or "TBCHW".
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
-    def __init__(self, dim: int, hidden: int, *, layout: Layout = "TBCHW") -> None:
+    def __init__(self, dim: int, hidden: int, *, layout: Layout = "TBCHW", max_spikes: int = 4) -> None:
         super().__init__()
         check_layout(layout, "IntegerMLP")
         self.dim, self.layout = dim, layout
-        self.neuron = integer_neuron()
-        self.fc1 = Projection(dim, hidden, bias=True, neuron=integer_neuron())
+        self.neuron = integer_neuron(max_spikes)
+        self.fc1 = Projection(dim, hidden, bias=True, neuron=integer_neuron(max_spikes))
         self.fc2 = PointwiseNorm(hidden, dim, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:

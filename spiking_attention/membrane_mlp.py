@@ -30,7 +30,7 @@ class MembraneMLP(nn.Module):
         check_layout(layout, "MembraneMLP")
         self.dim, self.layout = dim, layout
         self.shortcut = hidden == dim
-        self.fc1 = MembraneProjection(dim, hidden) if self.shortcut else Projection(dim, hidden, bias=True)
+        self.fc1 = MembraneProjection(dim, hidden) if self.shortcut else Projection(dim, hidden, bias=True, spikes=True)
         self.fc2 = MembraneProjection(hidden, dim, last=last)
 
     def forward(self, spikes: Tensor, u: Tensor) -> Pair:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.kernels.bits import pack, unpack
+from spikeloom.kernels.op import once_only
 from spikeloom.spiking_attention.layout import split_heads
 from spikeloom.synapses.spike_linear import keeps_bits
 
@@ -29,7 +30,7 @@ def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto"
     whole numbers and the orders agree.
     """
     early = _is_power_of_two(scale)
-    if order == "q_kv" or (order == "auto" and q.shape[-2] > q.shape[-1]):
+    if keys_first(q.shape[-2], q.shape[-1], order):
         middle = k.transpose(-1, -2) @ v
         mixed = torch.matmul(q, middle * scale if early else middle)
     else:
@@ -38,9 +39,15 @@ def product(q: Tensor, k: Tensor, v: Tensor, scale: float, order: Order = "auto"
     return mixed if early else mixed * scale
 
 
-def keys_first(qkv: Tensor, num_heads: int, order: Order) -> bool:
-    """Whether K^T V is computed first: asked for, or cheaper because N > d."""
-    return order == "q_kv" or (order == "auto" and qkv.shape[2] > qkv.shape[3] // (3 * num_heads))
+def keys_first(N: int, d: int, order: Order) -> bool:
+    """Whether K^T V is computed first: asked for, or cheaper because N > d.
+
+    Raises:
+        ValueError: an unknown order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"got order={order!r}; expected {', '.join(map(repr, ORDERS))}.")
+    return order == "q_kv" or (order == "auto" and d < N)
 
 
 def mix(qkv: Tensor, num_heads: int, scale: float, order: Order = "auto") -> Tensor:
@@ -64,7 +71,8 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, num_heads: int, scale: float, order: Order) -> Tensor:
-        first, second, third = (0, 1, 2) if not keys_first(qkv, num_heads, order) else (1, 2, 0)
+        N, d = qkv.shape[2], qkv.shape[3] // (3 * num_heads)
+        first, second, third = (1, 2, 0) if keys_first(N, d, order) else (0, 1, 2)
         parts = qkv.chunk(3, dim=3)
         bits: list[Tensor] = [qkv] * 3
         with torch.autocast(qkv.device.type, enabled=False):
@@ -82,6 +90,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        once_only("on a CPU the plain operators run, which can be differentiated twice")
         middle, *bits = ctx.saved_tensors
         T, B, h, N, d = ctx.shape
         made = torch.empty((T, B, N, 3, h, d), dtype=grad.dtype, device=grad.device)

@@ -60,12 +60,12 @@ class RepConv(nn.Module):
 class RepProjection(nn.Module):
     """RepConv and a second BatchNorm on `[T, B, C, H, W]`, then spikes unless `spiking=False`."""
 
-    def __init__(self, dim: int, *, spiking: bool = True) -> None:
+    def __init__(self, dim: int, *, spiking: bool = True, max_spikes: int = 4) -> None:
         super().__init__()
         self.spiking = spiking
         self.rep = RepConv(dim)
         if spiking:
-            self.fire = NormNeuron(dim, integer_neuron())
+            self.fire = NormNeuron(dim, integer_neuron(max_spikes))
         else:
             self.norm = BatchNorm2d(dim)
 
@@ -82,18 +82,19 @@ class SDSARepConv(nn.Module):
     Args:
         dim: C. num_heads: h, which divides C.
         order: `qk_v` is (Q K^T) V, `q_kv` is Q (K^T V); `auto` takes the one with fewer operations.
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, order: Order = "auto") -> None:
+    def __init__(self, dim: int, num_heads: int, *, order: Order = "auto", max_spikes: int = 4) -> None:
         super().__init__()
         check_heads(dim, num_heads, "SDSARepConv")
         if order not in ORDERS:
             raise ValueError(f"SDSARepConv got order={order!r}; expected {', '.join(map(repr, ORDERS))}.")
         self.dim, self.num_heads, self.order = dim, num_heads, order
         self.scale = float((dim // num_heads) ** -0.5)
-        self.neuron = integer_neuron()
-        self.q, self.k, self.v = RepProjection(dim), RepProjection(dim), RepProjection(dim)
-        self.attn_neuron = integer_neuron()
+        self.neuron = integer_neuron(max_spikes)
+        self.q, self.k, self.v = (RepProjection(dim, max_spikes=max_spikes) for _ in range(3))
+        self.attn_neuron = integer_neuron(max_spikes)
         self.proj = RepProjection(dim, spiking=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from spikeloom.synapses import Conv2d, NormNeuron, Projection
 class Depthwise(nn.Module):
     """Depthwise convolution (no bias) -> BatchNorm -> integer spikes on `[T, B, C, H, W]`."""
 
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int, kernel: int, max_spikes: int) -> None:
         super().__init__()
         self.synapse = Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        self.fire = NormNeuron(channels, integer_neuron())
+        self.fire = NormNeuron(channels, integer_neuron(max_spikes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
@@ -37,18 +37,19 @@ class SepConv(nn.Module):
         dim: C.
         ratio: channels inside per channel outside.
         kernel: side of the depthwise kernel, odd: 7 in the convolutional blocks, 3 in the attention blocks.
+        max_spikes: of the integer neurons, 4 ("1 x 4") or 8.
     """
 
-    def __init__(self, dim: int, *, ratio: int = 2, kernel: int = 7) -> None:
+    def __init__(self, dim: int, *, ratio: int = 2, kernel: int = 7, max_spikes: int = 4) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"SepConv got kernel={kernel}; expected an odd size (an even one changes the map's size).")
-        if ratio < 1:
+        if ratio < 1 or ratio != int(ratio):
             raise ValueError(f"SepConv got ratio={ratio}; expected a whole number >= 1 (the paper's code has 2).")
         self.dim = dim
-        self.neuron = integer_neuron()
-        self.pw1 = Projection(dim, ratio * dim, neuron=integer_neuron())
-        self.dw = Depthwise(ratio * dim, kernel)
+        self.neuron = integer_neuron(max_spikes)
+        self.pw1 = Projection(dim, ratio * dim, neuron=integer_neuron(max_spikes))
+        self.dw = Depthwise(ratio * dim, kernel, max_spikes)
         self.pw2 = PointwiseNorm(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

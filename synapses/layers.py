@@ -87,7 +87,7 @@ class MaxPool2d(nn.MaxPool2d):
         window = self.kernel_size, self.kernel_size if self.stride is None else self.stride, self.padding
         kernel, stride, padding = (set(v) if isinstance(v, (tuple, list)) else {v} for v in window)
         square = len(kernel) == len(stride) == len(padding) == 1 and self.dilation in (1, (1, 1)) and not self.ceil_mode
-        if square and takes(folded, max(kernel)):
+        if square and takes(folded, max(kernel), max(padding)):
             return max_pool(folded, max(kernel), max(stride), max(padding))
         return super().forward(folded)
 

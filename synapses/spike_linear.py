@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeloom.kernels.bits import pack, unpack
-from spikeloom.kernels.op import dispatched
+from spikeloom.kernels.op import dispatched, once_only
 from spikeloom.synapses.layers import Linear
+
+_TWICE = "on a CPU the plain operator runs, which can be differentiated twice"
 
 
 class SpikeLinear(Linear):
@@ -26,19 +28,20 @@ class SpikeLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply every vector along the last axis."""
-        if keeps_bits(input):
+        if keeps_bits(input, self.weight):
             return spike_linear(input, self.weight, self.bias)
         return super().forward(input)
 
 
-def keeps_bits(spikes: Tensor) -> bool:
-    """Whether what backward needs of `spikes` is kept as bits here."""
-    return spikes.is_cuda and torch.is_grad_enabled() and not dispatched()
+def keeps_bits(spikes: Tensor, *others: Tensor) -> bool:
+    """Whether what backward needs of `spikes` is kept as bits here: on a GPU, where autograd records any of these."""
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (spikes, *others))
+    return spikes.is_cuda and recorded and not dispatched()
 
 
 def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear(spikes, weight, bias)` for spikes `[..., D]`, which are zeros and ones, with their bits kept."""
-    if torch.is_autocast_enabled(spikes.device.type):
+    if torch.is_autocast_enabled(spikes.device.type) and spikes.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(spikes.device.type)
         spikes, weight = spikes.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -49,14 +52,14 @@ def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _SpikeLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = spikes.reshape(-1, spikes.shape[-1])
         ctx.shape, ctx.dtype, ctx.has_bias = spikes.shape, spikes.dtype, bias is not None
-        ctx.save_for_backward(pack(rows.contiguous()), weight)
+        ctx.save_for_backward(pack(spikes.contiguous()) if ctx.needs_input_grad[1] else None, weight)
         with torch.autocast(spikes.device.type, enabled=False):
-            return F.linear(rows, weight, bias).view(*spikes.shape[:-1], weight.shape[0])
+            return F.linear(spikes, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        once_only(_TWICE)
         bits, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad

@@ -1,6 +1,6 @@
 // Spikes to bits and back. Element i of a dense tensor is bit i % 8 of byte i / 8; a thread handles one byte: LOADS
-// words of 16 bytes. Compiled by NVRTC without any header; defined in front of this text: WORD (an unsigned integer as
-// wide as an element), ONE (the bits of 1.0), LOADS.
+// words of 16 bytes. -0 is no spike: the sign is shifted out. Compiled by NVRTC without any header; defined in front of
+// this text: WORD (an unsigned integer as wide as an element), ONE (the bits of 1.0), LOADS.
 #define PER_QUAD (16 / (int)sizeof(WORD))
 struct __align__(16) Quad { WORD w[PER_QUAD]; };
 struct Arguments { WORD* x; unsigned char* bits; long long count; };
@@ -17,9 +17,9 @@ extern "C" __global__ void pack(const Arguments a) {
 #pragma unroll
         for (int n = 0; n < LOADS; ++n)
 #pragma unroll
-            for (int e = 0; e < PER_QUAD; ++e) byte |= (unsigned)(q[n].w[e] != 0) << (n * PER_QUAD + e);
+            for (int e = 0; e < PER_QUAD; ++e) byte |= (unsigned)((WORD)(q[n].w[e] << 1) != 0) << (n * PER_QUAD + e);
     } else {
-        for (int e = 0; i * 8 + e < a.count; ++e) byte |= (unsigned)(a.x[i * 8 + e] != 0) << e;
+        for (int e = 0; i * 8 + e < a.count; ++e) byte |= (unsigned)((WORD)(a.x[i * 8 + e] << 1) != 0) << e;
     }
     a.bits[i] = (unsigned char)byte;
 }

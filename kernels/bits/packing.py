@@ -27,8 +27,8 @@ _THREADS = 256
 def pack(x: Tensor) -> Tensor:
     """Bits of a contiguous floating-point tensor of zeros and ones: uint8 `[ceil(n / 8)]`.
 
-    That the values are zeros and ones is not checked here (it would wait for the device): every value but +0 becomes
-    a one.
+    That the values are zeros and ones is not checked here (it would wait for the device): every value but 0 becomes a
+    one.
 
     Raises:
         ValueError: x is not contiguous, or of another dtype.

@@ -20,14 +20,17 @@ from torch import Tensor
 from spikeloom.kernels.cuda import build
 from spikeloom.kernels.cuda.launch import Kernel
 from spikeloom.kernels.names import STORAGE
-from spikeloom.kernels.op import dispatched
+from spikeloom.kernels.op import dispatched, once_only
 
 _THREADS = 256
 _LAYOUT = "3Q5iq"
 
 
-def takes(x: Tensor, kernel: int) -> bool:
-    """Whether `max_pool` serves a folded map `[M, C, H, W]` here: on a GPU, recorded by autograd, channels-last."""
+def takes(x: Tensor, kernel: int, padding: int = 0) -> bool:
+    """Whether `max_pool` serves a folded map `[M, C, H, W]` here: on a GPU, recorded by autograd, channels-last.
+
+    A window that torch refuses is left to torch, which says what is wrong with it.
+    """
     return (
         x.is_cuda
         and x.requires_grad
@@ -35,6 +38,7 @@ def takes(x: Tensor, kernel: int) -> bool:
         and not dispatched()
         and x.numel() > 0
         and kernel * kernel <= 256
+        and 2 * padding <= kernel <= min(x.shape[2:]) + 2 * padding
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -59,6 +63,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        once_only("on a CPU torch's own pooling runs, which can be differentiated twice")
         (code,) = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         out = torch.empty(ctx.sizes[0], dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)

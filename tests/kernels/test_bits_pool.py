@@ -71,12 +71,14 @@ def test_the_kernels_of_bits_on_the_cpu(monkeypatch: pytest.MonkeyPatch, dtype: 
     monkeypatch.setattr(packing, "Kernel", OnCpu)
     packing._kernel.cache_clear()
     x = spikes(count, dtype=dtype)
+    x = torch.where(x == 0, -x, x)  # minus zero is no spike
     bits, again = torch.zeros_like(pack(x)), torch.full_like(x, 5)
     packing._kernel("pack", dtype, 0, len(bits))((x.data_ptr(), bits.data_ptr(), count))
     packing._kernel("unpack", dtype, 0, len(bits))((again.data_ptr(), bits.data_ptr(), count))
     packing._kernel.cache_clear()
     assert torch.equal(bits, pack(x))
     assert torch.equal(again, x)
+    assert bits.any() == x.any()
 
 
 WINDOWS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0)]
@@ -137,6 +139,27 @@ def test_the_pooling_kernels_on_a_gpu(dtype: torch.dtype, window: tuple[int, int
 def test_pooling_serves_training_on_a_gpu_alone() -> None:
     x = maps(torch.float32, "spikes").requires_grad_()
     assert not takes(x, 3)
+
+
+def test_what_torch_refuses_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gpu(torch.Tensor):
+        is_cuda = True
+
+    x = maps(torch.float32, "spikes").requires_grad_().as_subclass(Gpu)
+    assert takes(x, 3, 1)
+    assert not takes(x, 2, 2)  # more padding than half of the window
+    assert not takes(x, 12, 0)  # a window larger than the map
+    assert not takes(x, 17, 0)  # more places than a byte counts
+
+
+def test_a_second_derivative_of_pooling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import import_module
+
+    module = import_module("spikeloom.kernels.pool.max_pool")
+    monkeypatch.setattr(module, "_run", lambda *given: None)
+    x = maps(torch.float32, "spikes").requires_grad_()
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(max_pool(x, 3, 2, 1).sum(), x, create_graph=True)
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

@@ -20,7 +20,7 @@ def bits(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def choose(on: bool) -> None:
         for module in (products, sys.modules["spikeloom.synapses.spike_linear"]):
-            monkeypatch.setattr(module, "keeps_bits", lambda spikes: on)
+            monkeypatch.setattr(module, "keeps_bits", lambda *tensors: on)
 
     return choose
 
@@ -82,10 +82,34 @@ def test_the_linear_map_alone(device: str) -> None:
 
 
 def test_nothing_is_packed_on_a_cpu_or_without_gradients(device: str) -> None:
-    x = torch.ones(2, 3, device=device)
-    assert keeps_bits(x) == (device == "cuda")
+    x, weight = torch.ones(2, 3, device=device), torch.ones(4, 3, device=device)
+    assert not keeps_bits(x, weight)
+    assert keeps_bits(x, weight.requires_grad_()) == (device == "cuda")
     with torch.no_grad():
-        assert not keeps_bits(x)
+        assert not keeps_bits(x, weight)
+
+
+def test_a_frozen_map_keeps_no_spikes(device: str) -> None:
+    spikes, weight = torch.ones(2, 3, device=device).requires_grad_(), torch.ones(4, 3, device=device)
+    y = spike_linear(spikes, weight, None)
+    y.add_(1)  # as the plain operator's result may be
+    y.sum().backward()
+    assert torch.equal(spikes.grad, torch.full((2, 3), 4.0, device=device))  # type: ignore[arg-type]
+
+
+def test_a_second_derivative_is_refused(bits: Callable[[bool], None]) -> None:
+    bits(True)
+    x = numbers(2, 1, 5, 32).clamp(max=1).float().requires_grad_()
+    weight = torch.ones(7, 32, requires_grad=True)
+    for y in (spike_linear(x, weight, None), products.mix(x[..., :30], 2, 0.125)):
+        with pytest.raises(RuntimeError, match="create_graph=True"):
+            torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+def test_autocast_leaves_double_precision_as_it_is() -> None:
+    x, weight = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert spike_linear(x, weight, None).dtype == torch.nn.functional.linear(x, weight).dtype == torch.float64
 
 
 @pytest.mark.gpu

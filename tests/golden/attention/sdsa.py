@@ -58,7 +58,7 @@ def sdt(file: File) -> Rebuilt:
         logits: Tensor = module(x.transpose(0, 1) if x.ndim == 5 else x)
         return logits
 
-    return Rebuilt(built.module, built.own, neuron, run if file.config["TET"] else call)
+    return Rebuilt(built.module, built.own, neuron, run if file.config.get("TET", False) else call)
 
 
 def neuron(name: str) -> str:

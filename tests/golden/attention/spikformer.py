@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spikeloom_tests.golden.attention.rebuilt import File, Rebuilt, fires, loaded, owner
 from spikeloom_tests.golden.attention.whole import whole
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeloom.spiking_attention import SSA
 from spikeloom.spiking_attention.layout import Layout, merge_heads
@@ -32,11 +32,17 @@ def ssa(file: File) -> Rebuilt:
             return tokens if layout == "TBNC" else tokens.transpose(2, 3)
         return ours.transpose(2, 3) if layout == "TBNC" else ours
 
+    def call(module: nn.Module, x: Tensor) -> Tensor:
+        # QKFormer's code names the sides of its output the other way round
+        out: Tensor = module(x)
+        return out.reshape(file.out.shape)
+
     return Rebuilt(
         module,
         owner(module, "spikformer"),
         fires(module, "spikformer", {"attn_lif": "attn_lif"}),
-        spikes=spikes,
+        call,
+        spikes,
     )
 
 

@@ -76,19 +76,21 @@ def layer(file: File, module: nn.Module) -> Rebuilt:
     own = owner(module, "sdt_v3")
     timed = isinstance(module, ESDSALarge)
 
+    neuron = neurons(module)
+
     def spikes(name: str, kept: Tensor) -> Tensor:
-        channels = file.spikes[name].shape[2 if timed else 1]
-        return kept if kept.shape[2] == channels else kept.transpose(2, 3)  # tokens have them last
+        # behind a normalisation channels lie in front of tokens or of a map; plain neurons on tokens have them last
+        return kept if kept.ndim == 5 or neuron(name).endswith("fire") else kept.transpose(2, 3)
 
     call = (lambda module, x: module(x)) if timed else step
-    return Rebuilt(module, lambda key: own(plain(key)), neurons(module), call, spikes)
+    return Rebuilt(module, lambda key: own(plain(key)), neuron, call, spikes)
 
 
 def multispike(file: File) -> Rebuilt:
     """The neuron alone."""
     large = "large" in file.name
     norm = file.config["norm" if large else "Norm"]
-    module = integer_neuron(norm=norm, rounding="half_up" if large else "half_even")
+    module = integer_neuron(file.config.get("max_value", 4), norm=norm, rounding="half_up" if large else "half_even")
     return Rebuilt(module, lambda key: key, neurons(module), step)
 
 

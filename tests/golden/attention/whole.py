@@ -14,6 +14,8 @@ from spikeloom.models import from_official
 
 def whole(file: File, family: str, others: Mapping[str, str] | None = None, **options: Any) -> Rebuilt:
     """A whole model: images as they are, event frames [B, T, C, H, W] with time first, logits averaged over time."""
+    if file.inputs["x"].ndim == 5:
+        options.setdefault("T", None)  # as many steps as the frames have
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*never reads", UserWarning)
         model = from_official(family, file.config, file.state, **options)

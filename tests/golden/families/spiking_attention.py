@@ -57,7 +57,9 @@ def check(path: Path, variant: str) -> None:
 def check_operations(path: Path) -> None:
     """The operations of the products, on the stored spikes."""
     case, spikes = _counts(path), load_file(path)
-    x = {key: heads(spikes[f"out.spk.{key}_lif"].float(), case) for key in "qkv" if f"out.spk.{key}_lif" in spikes}
+    tokens_first = "linear" in path.stem
+    names = {key: f"out.spk.{key}_lif" for key in "qkv" if f"out.spk.{key}_lif" in spikes}
+    x = {key: heads(spikes[name].float(), case, tokens_first) for key, name in names.items()}
     assert {f"nnz_{key}": int(value.sum()) for key, value in x.items()} == {
         key: value for key, value in case.items() if key.startswith("nnz_")
     }
@@ -67,10 +69,10 @@ def check_operations(path: Path) -> None:
         check_masks(case, x, spikes)
 
 
-def heads(spikes: Tensor, case: dict[str, Any]) -> Tensor:
+def heads(spikes: Tensor, case: dict[str, Any], tokens_first: bool) -> Tensor:
     """A layer's spikes as [T, B, heads, N, d]: channels are [heads, d]; tokens come last, in linear layers first."""
     spikes = spikes.flatten(3)
-    if spikes.shape[2] != case["heads"] * case["d"]:
+    if tokens_first:
         spikes = spikes.transpose(2, 3)
     return spikes.unflatten(2, (case["heads"], case["d"])).transpose(3, 4)
 
@@ -91,6 +93,11 @@ def check_products(case: dict[str, Any], x: dict[str, Tensor]) -> None:
     assert int(left[1].sop.sum()) == case["Av_accumulates"]
     assert int(right[0].sop.sum()) == case["kv_coincidences"]
     assert int(right[1].sop.sum()) == case["qG_accumulates"]
+    A, G = x["q"] @ x["k"].transpose(-1, -2), x["k"].transpose(-1, -2) @ x["v"]
+    out = A @ x["v"]
+    sums = {"max_A": A.max(), "max_G": G.max(), "max_out": out.max(), "sum_out": out.double().sum()}
+    assert {key: int(value) for key, value in sums.items()} == {key: case[key] for key in sums}
+    assert case["nnz_q"] * case["N"] == case["rate_based_estimate_QK"]
     runs = case["T"] * case["B"]
     assert sum(layer.dense_exact for layer in left) * runs == case["dense_macs_(QK^T)V"]
     assert sum(layer.dense_exact for layer in right) * runs == case["dense_macs_Q(K^TV)"]
