@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikeloom.synapses import Linear, channels_last
@@ -32,11 +33,14 @@ class Classifier(nn.Module):
         return int(self.config.num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one; 0 takes it away."""
-        self.config = replace(self.config, num_classes=num_classes)
-        self.head = Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            truncated_normal(self.head)
+        """Put a fresh classifier in the place of the old one, of the model's type and device; 0 takes it away.
+
+        Raises:
+            ValueError: `num_classes` is no whole number >= 0.
+        """
+        head = fresh_head(self, self.num_features, num_classes)
+        truncated_normal(head)
+        self.head, self.config = head, replace(self.config, num_classes=num_classes)
 
     def features(self, frames: Tensor) -> Tensor:
         """Checked frames `[T, B, C, H, W]` -> `[T, B, num_features]`."""
@@ -59,10 +63,11 @@ class Classifier(nn.Module):
         """`x` as frames `[T, B, C, H, W]`, channels-last in memory.
 
         Raises:
-            ValueError: axes, channels, steps or size are not what the model was built for.
+            ValueError: axes, channels, steps or size are not what the model was built for, or x is not floating point.
         """
         name, config = type(self).__name__, self.config
         channels, T = config.in_channels, config.T
+        check_floating(x, name)
         if x.ndim not in (4, 5) or x.shape[-3] != channels:
             raise ValueError(
                 f"{name} got an input of shape {list(x.shape)}; expected images [B, {channels}, H, W] or frames "
@@ -88,6 +93,30 @@ class Classifier(nn.Module):
                 "empty. Crop or pad the frames."
             )
         return channels_last(x)
+
+
+def check_floating(x: Tensor, name: str) -> None:
+    """Raise unless a model's input is of a floating-point type."""
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} got an input of {x.dtype}; expected floating point: x.float() for counts of events, "
+            "x.float() / 255 for pixels in bytes."
+        )
+
+
+def fresh_head(model: nn.Module, features: int, classes: int) -> nn.Module:
+    """A linear map to `classes`, of the type and device of the model's parameters; an identity for 0 classes.
+
+    Raises:
+        ValueError: `classes` is no whole number >= 0.
+    """
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+        raise ValueError(
+            f"{type(model).__name__}: num_classes is {classes!r}; expected a whole number >= 0 (0: no classifier)."
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    head = Linear(features, classes) if classes else nn.Identity()
+    return head.to(like.device, like.dtype).train(model.training)
 
 
 def truncated_normal(module: nn.Module, std: float = 0.02) -> None:

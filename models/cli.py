@@ -23,6 +23,7 @@ _NOTE = (
     "Parameters and multiply-accumulates (MACs) are counted here, the latter dense and per time step; accuracies are "
     "those that the paper printed (top-1), none was measured here. `spikeloom models NAME` shows one model in full."
 )
+_MARK = "* with a note: `spikeloom models NAME`"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def tables(names: list[str]) -> RenderableType:
     parts: list[RenderableType] = []
     for title, group in groupby(ordered, key=paper):
         parts += [Text(title or "Without a paper of its own", style="bold"), _table(list(group)), ""]
+    if any(result.note for name in names for result in describe(name).published):
+        parts += [Text(_MARK, style="dim")]
     return Group(*parts, Text(_NOTE, style="dim"))
 
 
@@ -111,15 +114,14 @@ def _table(names: list[str]) -> Table:
 
 
 def published_line(published: tuple[Published, ...]) -> str:
-    """`paper: CIFAR-10 95.51 %, CIFAR-100 78.21 %`; a data set's later results say in a clause what sets them apart.
+    """`paper: CIFAR-10 95.51 %*, CIFAR-100 78.21 %*`, with a star where there is a note.
 
-    Spaces at which a line must not end are fixed ones.
+    A data set's later results say in a clause what sets them apart. Spaces at which a line must not end are fixed ones.
     """
     results, seen = [], set()
     for result in published:
-        words = (
-            f"{result.dataset} {percent(result.accuracy)}" if result.dataset not in seen else percent(result.accuracy)
-        )
+        words = percent(result.accuracy) + ("*" if result.note else "")
+        words = f"{result.dataset} {words}" if result.dataset not in seen else words
         clause = re.split(r"[,;]", result.note)[0]
         words += f" ({clause})" if result.dataset in seen and clause else ""
         seen.add(result.dataset)

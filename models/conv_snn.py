@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikeloom.models.classifier import check_floating, fresh_head
 from spikeloom.models.config import configure
 from spikeloom.models.registry import register
 from spikeloom.neurons import LIF
-from spikeloom.synapses import AvgPool2d, Conv2d, Dropout, Flatten, Linear, NormNeuron
+from spikeloom.synapses import AvgPool2d, Conv2d, Dropout, Flatten, NormNeuron
 from spikeloom.synapses.fold import check_axes
 
 
@@ -105,13 +106,18 @@ class ConvSNN(nn.Module):
         return self.config.num_classes
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one; 0 takes it away."""
+        """Put a fresh classifier in the place of the old one, of the model's type and device; 0 takes it away.
+
+        Raises:
+            ValueError: `num_classes` is no whole number >= 0.
+        """
+        self.head = fresh_head(self, self.num_features, num_classes)
         self.config = replace(self.config, num_classes=num_classes)
-        self.head = Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Frames `[T, B, C, H, W]` -> the last stage's output, flattened: `[T, B, num_features]`."""
         check_axes(x, "ConvSNN", "T B C H W")
+        check_floating(x, "ConvSNN")
         if x.shape[2:] != (self.config.in_channels, *self.config.input_size):
             raise ValueError(
                 f"ConvSNN got frames of shape {list(x.shape[2:])}; it was built for "

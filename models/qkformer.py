@@ -29,13 +29,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from spikeloom.models.checks import check_mlp_ratio
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.config import configure
-from spikeloom.models.official import Family, register_family
-from spikeloom.models.registry import Published, register_variant
+from spikeloom.models.official import Family, demand, register_family
+from spikeloom.models.registry import UNREAD, Published, register_variant
 from spikeloom.spiking_attention import SSA, QKChannelAttention, QKTokenAttention, SpikingMLP
 from spikeloom.spiking_attention.layout import check_heads
-from spikeloom.spiking_attention.ssa import Order
+from spikeloom.spiking_attention.ssa import Order, check_scale
 from spikeloom.synapses import ConvNeuron
 
 PAPER = "Zhou et al. 2024, QKFormer, arXiv:2403.16552"
@@ -115,10 +116,8 @@ class QKFormerConfig:
                 f"QKFormerConfig: in_channels={self.in_channels}, depths={self.depths}, T={self.T} must be >= 1, "
                 f"num_classes={self.num_classes} >= 0 (0: no classifier)."
             )
-        if int(self.widths[0] * self.mlp_ratio) < 1:
-            raise ValueError(
-                f"QKFormerConfig.mlp_ratio is {self.mlp_ratio}; expected > 0, at least one hidden channel."
-            )
+        check_mlp_ratio(self.mlp_ratio, self.widths[0], "QKFormerConfig")
+        check_scale(self.scale, "QKFormerConfig")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -242,7 +241,7 @@ _register(
     replace(_DVS, num_classes=11, mlp_ratio=4.0),
     Published(
         "DVS128 Gesture", 98.6,
-        f"quoted from other work, for 1.50 M parameters where the authors' code has 2.00 M, {_LEAK}",
+        f"quoted from other work, {UNREAD}, for 1.50 M parameters where the authors' code has 2.00 M, {_LEAK}",
     ),
 )  # fmt: skip
 _register(
@@ -273,9 +272,15 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor], **options: Any) 
     if base is _DVS:
         ours.setdefault("T", None)
     elif "depths" in config:
-        ahead = base.depths[:-1]
-        ours["depths"] = (*ahead, config["depths"] - sum(ahead))
-    if base is _IMAGENET and "num_heads" in config:
+        ahead, depths = base.depths[:-1], config["depths"]
+        if not isinstance(depths, int) or depths <= sum(ahead):
+            raise ValueError(
+                f"The qkformer configuration has depths={depths!r}; expected the number of all blocks, of which "
+                f"{' and '.join(map(str, ahead))} go to the first stages, so at least {sum(ahead) + 1}."
+            )
+        ours["depths"] = (*ahead, depths - sum(ahead))
+    if base is _IMAGENET:
+        demand("qkformer", config, "num_heads")
         ours["num_heads"] = config["num_heads"]
     return QKFormer(configure(base, {"proj_lif": "batch_leak", **ours, **options}))
 
@@ -295,4 +300,5 @@ def _embed(match: re.Match[str]) -> str:
     return f"embeds.{int(embed) - 1}.main.{places[layer]}_" if layer in places else match[0]
 
 
-register_family("qkformer", Family(_build, _rename, (), "qkformer_*"))
+_ARGUMENTS = ("embed_dims", "num_heads", "depths", "mlp_ratios", "in_channels", "num_classes", "T")
+register_family("qkformer", Family(_build, _rename, (), "qkformer_*", _ARGUMENTS))

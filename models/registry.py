@@ -23,6 +23,8 @@ from torch import nn
 from spikeloom.models.config import configure, nearest, to_json
 
 F = TypeVar("F", bound=Callable[..., nn.Module])
+UNREAD = "not re-read in the paper"
+"""Note of a published result that is widely quoted and was not looked up in its paper again."""
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikeloom.models.checks import check_mlp_ratio
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.config import configure
-from spikeloom.models.official import Family, register_family
-from spikeloom.models.registry import Published, register_variant
+from spikeloom.models.official import Family, demand, register_family
+from spikeloom.models.registry import UNREAD, Published, register_variant
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention import SDSA, MembraneMLP
 from spikeloom.spiking_attention.layout import check_heads
 from spikeloom.spiking_attention.membrane import Pair
-from spikeloom.synapses import BatchNorm2d, Conv2d, ConvNeuron, Linear, MaxPool2d, NormNeuron
+from spikeloom.spiking_attention.normed import ConvNorm
+from spikeloom.synapses import Conv2d, ConvNeuron, Linear, MaxPool2d, NormNeuron
 
 PAPER = "Yao et al. 2023, Spike-driven Transformer, arXiv:2307.01694"
 
@@ -68,23 +70,7 @@ class SDTConfig:
                 f"SDTConfig: in_channels={self.in_channels}, depth={self.depth}, T={self.T} must be >= 1, "
                 f"num_classes={self.num_classes} >= 0 (0: no classifier)."
             )
-        if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"SDTConfig.mlp_ratio is {self.mlp_ratio}; expected > 0, with a hidden width >= 1.")
-
-
-class ConvNorm(nn.Module):
-    """Convolution 3 x 3 -> BatchNorm -> max pooling, or none: spikes `[T, B, C, H, W]` -> reals `[T, B, D, H', W']`."""
-
-    def __init__(self, in_channels: int, out_channels: int, pool: bool) -> None:
-        super().__init__()
-        self.synapse = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = BatchNorm2d(out_channels)
-        self.pool = MaxPool2d(3, 2, 1) if pool else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run all time steps."""
-        pooled: Tensor = self.pool(self.norm(self.synapse(x)))
-        return pooled
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim, "SDTConfig")
 
 
 class RelativePosition(nn.Module):
@@ -114,13 +100,14 @@ class Stem(nn.Module):
                 for before, width, pool in zip(widths[:-1], widths[1:], config.pools[:3], strict=True)
             )
         )
-        self.embed = ConvNorm(D // 2, D, config.pools[3])
+        self.embed = ConvNorm(D // 2, D)
+        self.pool = MaxPool2d(3, 2, 1) if config.pools[3] else nn.Identity()
         self.embed_lif = LIF()
         self.rpe = RelativePosition(D)
 
     def forward(self, x: Tensor) -> Pair:
         """Run all time steps."""
-        f = self.embed(self.stages(x))
+        f = self.pool(self.embed(self.stages(x)))
         pair: Pair = self.rpe(self.embed_lif(f), f)
         return pair
 
@@ -184,7 +171,6 @@ _CIFAR = SDTConfig()
 _DVS = SDTConfig(
     in_channels=2, input_size=(128, 128), T=16, embed_dim=256, num_heads=8, pools=(True,) * 4, dvs=True
 )  # fmt: skip
-_UNREAD = "not re-read in the paper"
 
 
 def _register(name: str, says: str, config: SDTConfig, *published: Published) -> None:
@@ -192,11 +178,11 @@ def _register(name: str, says: str, config: SDTConfig, *published: Published) ->
 
 
 for _depth, _dim, _accuracy, _note in (
-    (8, 384, 72.28, _UNREAD),
-    (6, 512, 74.11, _UNREAD),
-    (8, 512, 74.57, _UNREAD),
-    (10, 512, 74.66, _UNREAD),
-    (8, 768, 77.07, f"evaluated at 288 x 288; {_UNREAD}"),
+    (8, 384, 72.28, ""),
+    (6, 512, 74.11, ""),
+    (8, 512, 74.57, ""),
+    (10, 512, 74.66, ""),
+    (8, 768, 77.07, "evaluated at 288 x 288"),
 ):
     _register(
         f"sdt_{_depth}_{_dim}", f"{_depth} blocks of width {_dim} for 224 x 224 images.",
@@ -205,12 +191,12 @@ for _depth, _dim, _accuracy, _note in (
 _register("sdt_cifar_2_256", "Two blocks of width 256 for 32 x 32 images.", replace(_CIFAR, embed_dim=256))
 _register(
     "sdt_cifar_2_512", "Two blocks of width 512 for 32 x 32 images.", _CIFAR,
-    Published("CIFAR-10", 95.6, _UNREAD), Published("CIFAR-100", 78.4, _UNREAD),
+    Published("CIFAR-10", 95.6, UNREAD), Published("CIFAR-100", 78.4, UNREAD),
 )  # fmt: skip
 _register(
     "sdt_dvs_2_256", "Two blocks of width 256 for event frames of 128 x 128.", _DVS,
-    Published("CIFAR10-DVS", 80.0, _UNREAD),
-    Published("DVS128 Gesture", 99.3, f"no pooling in the first stage of the stem; {_UNREAD}"),
+    Published("CIFAR10-DVS", 80.0, UNREAD),
+    Published("DVS128 Gesture", 99.3, f"no pooling in the first stage of the stem; {UNREAD}"),
 )  # fmt: skip
 
 
@@ -225,15 +211,18 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor], **options: Any) 
     if mode != "lif":
         raise ValueError(f"The sdt configuration has spike_mode={mode!r}; only 'lif' is built here.")
     heads = state.get("block.0.attn.talking_heads.weight")
+    demand("sdt", config, "dvs_mode")
     if heads is not None and config.setdefault("num_heads", len(heads)) != len(heads):
         raise ValueError(
             f"The sdt configuration has num_heads={config['num_heads']}; the state dict is of {len(heads)} heads "
             f"(talking_heads {list(heads.shape)})."
         )
+    demand("sdt", config, "num_heads")
     given = {"embed_dim": "embed_dims", "depth": "depths", "mlp_ratio": "mlp_ratios", "dvs": "dvs_mode"}
     names = {name: given.get(name, name) for name in (*given, "num_heads", "in_channels", "num_classes", "T")}
     ours: dict[str, Any] = {name: config[theirs] for name, theirs in names.items() if theirs in config}
-    ours = {"T": None, "pools": tuple(digit == "1" for digit in pools), **ours}
+    T = 4 if config.get("in_channels", 3) == 3 else None  # an image is shown for 4 steps, frames bring their own
+    ours = {"T": T, "pools": tuple(digit == "1" for digit in pools), **ours}
     return SpikeDrivenTransformer(configure(SDTConfig(), {**ours, **options}))
 
 
@@ -244,4 +233,9 @@ def _rename(key: str) -> str:
     return re.sub(r"^patch_embed\.proj_(conv|bn)(\d?)\.", lambda m: f"stem.stages.{m[2] or 0}_{m[1]}.", key)
 
 
-register_family("sdt", Family(_build, _rename, (r"(block\.\d+\.attn\.)?talking_heads\.weight",), "sdt_[!v]*"))
+_ARGUMENTS = ("embed_dims", "num_heads", "depths", "mlp_ratios", "in_channels", "num_classes", "T")
+_DEAD = (r"(block\.\d+\.attn\.)?talking_heads\.weight",)
+register_family(
+    "sdt",
+    Family(_build, _rename, _DEAD, "sdt_[!v]*", (*_ARGUMENTS, "pooling_stat", "spike_mode", "dvs_mode", "TET")),
+)

@@ -20,9 +20,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikeloom.models.checks import check_mlp_ratio
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.config import configure
-from spikeloom.models.official import Family, register_family
+from spikeloom.models.official import Family, demand, register_family
 from spikeloom.models.registry import Published, register_variant
 from spikeloom.spiking_attention import ESDSA, ConvBlock, IntegerMLP, SepConv
 from spikeloom.spiking_attention.integer import integer_neuron
@@ -65,8 +66,7 @@ class SDTV3Config:
                 f"SDTV3Config: in_channels={self.in_channels} and T={self.T} must be >= 1, depths={self.depths} and "
                 f"num_classes={self.num_classes} >= 0 (0: no classifier)."
             )
-        if self.mlp_ratio * self.embed_dims[0] < 2:
-            raise ValueError(f"SDTV3Config.mlp_ratio is {self.mlp_ratio}; expected one that leaves a mixer a channel.")
+        check_mlp_ratio(self.mlp_ratio, min(self.embed_dims[0] // 2, *self.embed_dims[1:]), "SDTV3Config")
         if self.order not in ORDERS:
             raise ValueError(f"SDTV3Config.order is {self.order!r}; expected {', '.join(map(repr, ORDERS))}.")
 
@@ -164,6 +164,7 @@ _register("l", (64, 128, 256, 360), Published("ImageNet-1k", 79.8, "1 step of up
 
 def _build(config: dict[str, Any], state: Mapping[str, Tensor], **options: Any) -> SDTV3:
     """The official `depths` only sizes a list that nothing reads: the numbers of blocks are fixed."""
+    demand("sdt_v3", config, "num_heads")
     given = {"embed_dims": "embed_dim", "mlp_ratio": "mlp_ratios"}
     names = {name: given.get(name, name) for name in (*given, "num_heads", "in_channels", "num_classes")}
     ours = {name: config[theirs] for name, theirs in names.items() if theirs in config}
@@ -196,4 +197,5 @@ def _rename(key: str) -> str:
     return re.sub(r"\b([qkv]|proj)_conv\.([01])\.(?=[a-z])", lambda m: f"{m[1]}_{('conv', 'bn')[int(m[2])]}.", key)
 
 
-register_family("sdt_v3", Family(_build, _rename, (), "sdt_v3_*"))
+_ARGUMENTS = ("embed_dim", "num_heads", "depths", "mlp_ratios", "in_channels", "num_classes", "T")
+register_family("sdt_v3", Family(_build, _rename, (), "sdt_v3_*", _ARGUMENTS))

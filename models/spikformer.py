@@ -20,13 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spikeloom.models.checks import check_mlp_ratio
 from spikeloom.models.classifier import Classifier, truncated_normal
 from spikeloom.models.config import configure
-from spikeloom.models.official import Family, register_family
-from spikeloom.models.registry import Published, register_variant
+from spikeloom.models.official import Family, demand, register_family
+from spikeloom.models.registry import UNREAD, Published, register_variant
 from spikeloom.spiking_attention import SSA, SpikingMLP
 from spikeloom.spiking_attention.layout import check_heads
-from spikeloom.spiking_attention.ssa import Order
+from spikeloom.spiking_attention.ssa import Order, check_scale
 from spikeloom.synapses import ConvNeuron
 
 PAPER = "Zhou et al. 2023, Spikformer, arXiv:2209.15425"
@@ -63,11 +64,13 @@ class SpikformerConfig:
         if self.embed_dim % 8:
             raise ValueError(f"SpikformerConfig.embed_dim is {self.embed_dim}; expected a multiple of 8 (the stem's).")
         T = 1 if self.T is None else self.T
-        if min(self.in_channels, self.depth, T) < 1 or self.num_classes < 0 or self.mlp_ratio <= 0:
+        if min(self.in_channels, self.depth, T) < 1 or self.num_classes < 0:
             raise ValueError(
                 f"SpikformerConfig: in_channels={self.in_channels}, depth={self.depth}, T={self.T} must be >= 1, "
-                f"num_classes={self.num_classes} >= 0 (0: no classifier), mlp_ratio={self.mlp_ratio} > 0."
+                f"num_classes={self.num_classes} >= 0 (0: no classifier)."
             )
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim, "SpikformerConfig")
+        check_scale(self.scale, "SpikformerConfig")
 
 
 class Stem(nn.Module):
@@ -159,40 +162,46 @@ def _register(
 _register("spikformer_cifar_2_256", "Two blocks of width 256 for 32 x 32 images.", _CIFAR, 256, 8, 2)
 _register(
     "spikformer_cifar_4_256", "Four blocks of width 256 for 32 x 32 images.", _CIFAR, 256, 8, 4,
-    Published("CIFAR-10", 93.94), Published("CIFAR-100", 75.96),
+    Published("CIFAR-10", 93.94, UNREAD), Published("CIFAR-100", 75.96, UNREAD),
 )  # fmt: skip
 _register(
     "spikformer_cifar_2_384", "Two blocks of width 384 for 32 x 32 images.", _CIFAR, 384, 12, 2,
-    Published("CIFAR-10", 94.80), Published("CIFAR-100", 76.95),
+    Published("CIFAR-10", 94.80, UNREAD), Published("CIFAR-100", 76.95, UNREAD),
 )  # fmt: skip
 _register(
     "spikformer_cifar_4_384", "Four blocks of width 384 for 32 x 32 images.", _CIFAR, 384, 12, 4,
-    Published("CIFAR-10", 95.51, "400 epochs; 95.19 after 300"), Published("CIFAR-100", 78.21, "400 epochs"),
+    Published("CIFAR-10", 95.51, f"400 epochs; 95.19 after 300; {UNREAD}"),
+    Published("CIFAR-100", 78.21, f"400 epochs; 77.86 after 300; {UNREAD}"),
 )  # fmt: skip
 _register(
     "spikformer_dvs_2_256", "Two blocks of width 256 for event frames of 128 x 128.", _DVS, 256, 16, 2,
-    Published("CIFAR10-DVS", 80.9), Published("DVS128 Gesture", 98.3),
+    Published("CIFAR10-DVS", 80.9, UNREAD), Published("DVS128 Gesture", 98.3, UNREAD),
 )  # fmt: skip
 _register("spikformer_small", "One block of width 128 for small frames of events; not of the paper.", _SMALL, 128, 4, 1)
-for _depth, _dim, _heads, _accuracy in (
-    (8, 384, 12, 70.24),
-    (6, 512, 8, 72.46),
-    (8, 512, 8, 73.38),
-    (10, 512, 8, 73.68),
-    (8, 768, 12, 74.81),
+for _depth, _dim, _heads, _accuracy, _note in (
+    (8, 384, 12, 70.24, UNREAD),
+    (6, 512, 8, 72.46, UNREAD),
+    (8, 512, 8, 73.38, UNREAD),
+    (10, 512, 8, 73.68, UNREAD),
+    (8, 768, 12, 74.81, ""),
 ):
     _register(
         f"spikformer_{_depth}_{_dim}", f"{_depth} blocks of width {_dim} for 224 x 224 images.",
-        _IMAGENET, _dim, _heads, _depth, Published("ImageNet-1k", _accuracy),
+        _IMAGENET, _dim, _heads, _depth, Published("ImageNet-1k", _accuracy, _note),
     )  # fmt: skip
 
 
 def _build(config: dict[str, Any], state: Mapping[str, Tensor], **options: Any) -> Spikformer:
-    """The flavour of the official code is read off its state dict: linear maps, or how many axes a kernel has."""
+    """The flavour of the official code is read off its state dict: linear maps, or how many axes a kernel has.
+
+    The ImageNet code takes its T and runs 4 steps whatever it was given; the event code takes none.
+    """
+    demand("spikformer", config, "num_heads")
     fc1 = state.get("block.0.mlp.fc1_conv.weight")
     base = _CIFAR if fc1 is None else _IMAGENET if fc1.ndim == 4 else _DVS
     given: dict[str, Any] = {"embed_dim": "embed_dims", "depth": "depths", "mlp_ratio": "mlp_ratios"}
-    names = {name: given.get(name, name) for name in (*given, "num_heads", "in_channels", "num_classes", "T")}
+    steps = () if base is _IMAGENET else ("T",)
+    names = {name: given.get(name, name) for name in (*given, "num_heads", "in_channels", "num_classes", *steps)}
     ours = {name: config[theirs] for name, theirs in names.items() if theirs in config}
     if "pos_embed" in state:
         ours["legacy_positions"] = state["pos_embed"].shape[1]
@@ -213,5 +222,6 @@ register_family(
         _rename,
         (r"block\.\d+\.norm[12]\.(weight|bias)", r"norm\.(weight|bias)", "pos_embed"),
         "spikformer_[!v]*",  # spikformer_v2_... is a network of its own
+        ("embed_dims", "num_heads", "depths", "mlp_ratios", "in_channels", "num_classes", "T"),
     ),
 )

@@ -19,11 +19,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from spikeloom.models.checks import check_mlp_ratio
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.registry import Published, register_variant
 from spikeloom.models.spikformer import Block, SpikformerConfig
 from spikeloom.spiking_attention.layout import check_heads
-from spikeloom.spiking_attention.ssa import Order
+from spikeloom.spiking_attention.ssa import Order, check_scale
 from spikeloom.synapses import ConvNeuron
 
 PAPER = "Zhou et al. 2024, Spikformer V2, arXiv:2401.02020; our reconstruction, no official code exists"
@@ -58,12 +59,14 @@ class SpikformerV2Config:
     def __post_init__(self) -> None:
         check_heads(self.embed_dim, self.num_heads, "SpikformerV2Config")
         sizes = (self.in_channels, self.depth, self.stages, self.expansion, 1 if self.T is None else self.T)
-        if min(sizes) < 1 or self.num_classes < 0 or self.mlp_ratio <= 0:
+        if min(sizes) < 1 or self.num_classes < 0:
             raise ValueError(
                 f"SpikformerV2Config: in_channels={self.in_channels}, depth={self.depth}, stages={self.stages}, "
                 f"expansion={self.expansion}, T={self.T} must be >= 1, num_classes={self.num_classes} >= 0 (0: no "
-                f"classifier), mlp_ratio={self.mlp_ratio} > 0."
+                "classifier)."
             )
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim, "SpikformerV2Config")
+        check_scale(self.scale, "SpikformerV2Config")
         unit = max(8, 2 ** (self.stages - 1))
         if self.embed_dim % unit:
             raise ValueError(

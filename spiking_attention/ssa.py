@@ -14,6 +14,7 @@ if they were time steps, see `proj_lif`.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
@@ -23,7 +24,14 @@ from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout
 from spikeloom.spiking_attention.products import ORDERS, Order, mix, product
 from spikeloom.synapses import Projection
 
-__all__ = ["SSA", "Order", "product"]
+__all__ = ["SSA", "Order", "check_scale", "product"]
+
+
+def check_scale(scale: float | str, where: str) -> None:
+    """Raise unless `scale` is a finite number > 0 or "rsqrt_d"; `where` is what was given it, for the message."""
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if scale != "rsqrt_d" and not (number and math.isfinite(scale) and scale > 0):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{where} got scale={scale!r}; expected a finite number > 0, such as 0.125, or 'rsqrt_d'.")
 
 
 class SSA(nn.Module):
@@ -55,6 +63,7 @@ class SSA(nn.Module):
         super().__init__()
         check_heads(dim, num_heads, "SSA")
         check_layout(layout, "SSA")
+        check_scale(scale, "SSA")
         if order not in ORDERS:
             raise ValueError(f"SSA got order={order!r}; expected {', '.join(map(repr, ORDERS))}.")
         if proj_lif not in ("time", "batch_leak"):
@@ -75,4 +84,5 @@ class SSA(nn.Module):
         return restore(self.proj(mixed.flatten(0, 1).unsqueeze(1)).reshape(mixed.shape))
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, heads={self.num_heads}, scale={self.scale}, order={self.order!r}, layout={self.layout!r}"
+        words = f"{self.dim}, heads={self.num_heads}, scale={self.scale}, order={self.order!r}, layout={self.layout!r}"
+        return words if self.proj_lif == "time" else f"{words}, proj_lif={self.proj_lif!r}"

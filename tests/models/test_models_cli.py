@@ -16,6 +16,8 @@ from spikeloom.models.cli import amount, published_line, usage
 from spikeloom.models.registry import Published
 from spikeloom.models.sizes import Size, input_shape, size_of
 
+NOTE = "400 epochs; 77.86 after 300; not re-read in the paper"
+
 
 @pytest.fixture(autouse=True)
 def columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +36,8 @@ def test_the_table_has_every_model_with_its_size(capsys: pytest.CaptureFixture[s
     for paper in {describe(name).paper for name in list_models()}:
         assert text.count(paper) >= 1
     spaced = re.sub(r"\s+", " ", text)
-    assert "paper: CIFAR-10 95.51 %, CIFAR-100 78.21 %" in spaced
+    assert "paper: CIFAR-10 95.51 %*, CIFAR-100 78.21 %*" in spaced
+    assert spaced.count("* with a note: `spikeloom models NAME`") == 1
     assert "none was measured here" in spaced
 
 
@@ -86,7 +89,7 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["parameters"] == sum(entry["parts"].values()) == 9_324_730
     assert entry["macs_per_step"] == 927_747_840
     assert entry["input"] == {"T": 4, "C": 3, "H": 32, "W": 32}
-    assert entry["published"][1] == {"dataset": "CIFAR-100", "accuracy": 78.21, "note": "400 epochs"}
+    assert entry["published"][1] == {"dataset": "CIFAR-100", "accuracy": 78.21, "note": NOTE}
     assert create_model(entry["name"], **{**entry["config"], "depth": 1}).config.depth == 1  # type: ignore[union-attr]
 
 
@@ -110,10 +113,15 @@ def test_published_results_of_one_data_set_say_what_sets_them_apart() -> None:
     results = (
         Published("ImageNet-1k", 84.22),
         Published("ImageNet-1k", 85.65, "at 384 x 384, and more"),
-        Published("CIFAR-10", 96.0),
+        Published("CIFAR-10", 96.0, "a note"),
     )
     line = published_line(results).replace("\xa0", " ")
-    assert line == "paper: ImageNet-1k 84.22 %, 85.65 % (at 384 x 384), CIFAR-10 96.00 %"
+    assert line == "paper: ImageNet-1k 84.22 %, 85.65 %* (at 384 x 384), CIFAR-10 96.00 %*"
+
+
+def test_the_star_is_explained_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "conv_snn_*"]) == 0
+    assert "*" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def norm(name: str, width: int) -> dict[str, list[int]]:
     return {f"{name}.{key}": shape for key, shape in {**shapes, "num_batches_tracked": []}.items()}
 
 
-def shapes(flavour: str, depth: int = L, dim: int = D, classes: int = 5) -> dict[str, list[int]]:
+def shapes(flavour: str, depth: int = L, dim: int = D, classes: int = 5, ratio: int = 2) -> dict[str, list[int]]:
     """Entries of the official Spikformer, from its published names."""
     linear = flavour == "cifar"
     word, ones = ("linear", []) if linear else ("conv", [1])
@@ -47,7 +49,7 @@ def shapes(flavour: str, depth: int = L, dim: int = D, classes: int = 5) -> dict
             if linear or part == "proj":
                 found[f"block.{i}.attn.{part}_{word}.bias"] = [dim]
             found |= norm(f"block.{i}.attn.{part}_bn", dim)
-        for part, size in (("fc1", (2 * dim, dim)), ("fc2", (dim, 2 * dim))):
+        for part, size in (("fc1", (ratio * dim, dim)), ("fc2", (dim, ratio * dim))):
             found[f"block.{i}.mlp.{part}_{word}.weight"] = [*size, *(ones * (2 if flavour == "imagenet" else 1))]
             found[f"block.{i}.mlp.{part}_{word}.bias"] = [size[0]]
             found |= norm(f"block.{i}.mlp.{part}_bn", size[0])
@@ -80,7 +82,9 @@ def test_every_flavour_is_read(flavour: str) -> None:
     model = read(flavour, state)
     assert model.config.linear == (flavour == "cifar")
     assert model.config.scale == (0.25 if flavour == "dvs" else 0.125)
-    assert (model.config.embed_dim, model.config.depth, model.config.num_classes, model.config.T) == (D, L, 5, 3)
+    assert (model.config.embed_dim, model.config.depth, model.config.num_classes) == (D, L, 5)
+    T = 4 if flavour == "imagenet" else 3  # the ImageNet code runs 4 steps whatever it is told
+    assert model.config.T == T
     assert model.stride == (4 if flavour == "cifar" else 16)
     own = model.state_dict()
     assert torch.equal(own["stem.stages.0.synapse.weight"], state["patch_embed.proj_conv.weight"])
@@ -134,6 +138,61 @@ def test_wrapped_state_dicts(wrap: str) -> None:
 def test_what_is_no_state_dict_is_said() -> None:
     with pytest.raises(ValueError, match=r"holds 'epoch', a int; expected tensors by name"):
         unwrap({"epoch": 3})
+    with pytest.raises(ValueError, match=r"state dict is a list; expected tensors by name, or a checkpoint"):
+        from_official("spikformer", CONFIG, [1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"holds 1, a Tensor; expected tensors by name"):
+        from_official("spikformer", CONFIG, {1: torch.zeros(1)})  # type: ignore[dict-item]
+
+
+def test_a_file_of_the_training_script_is_read(tmp_path: Path) -> None:
+    """As timm writes it: the script's arguments beside the weights; the context is the one that the pages show."""
+    torch.save({"state_dict": state_of("cifar"), "args": argparse.Namespace(lr=1e-3), "epoch": 3}, tmp_path / "a.pth")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(tmp_path / "a.pth", map_location="cpu", weights_only=True)
+    assert torch.equal(read("cifar", checkpoint).state_dict()["head.bias"], state_of("cifar")["head.bias"])
+
+
+@pytest.mark.parametrize("family", ["qkformer", "sdt", "sdt_v3", "spikformer"])
+def test_unknown_arguments_give_the_nearest(family: str) -> None:
+    with pytest.raises(ValueError, match=rf"The {family} configuration has 'num_head', .*\(nearest: num_heads\)"):
+        from_official(family, {"num_head": 8}, {})
+    with pytest.raises(ValueError, match=rf"The {family} configuration is a list; expected the keyword arguments"):
+        from_official(family, [8], {})  # type: ignore[arg-type]
+
+
+def test_arguments_that_change_nothing_are_taken() -> None:
+    ignored = {"img_size_h": 32, "patch_size": 4, "sr_ratios": 1, "qkv_bias": False, "drop_path_rate": 0.2}
+    ignored |= {"norm_layer": torch.nn.LayerNorm, "pretrained_cfg": None}
+    assert read("cifar", config={**CONFIG, **ignored}).config == read("cifar").config
+
+
+@pytest.mark.parametrize(
+    ("family", "entries", "lacking"),
+    [
+        ("spikformer", (), "num_heads"),
+        ("qkformer", ("patch_embed1.proj2_conv.weight",), "num_heads"),
+        ("sdt", (), "dvs_mode"),
+        ("sdt", (), "num_heads"),
+        ("sdt_v3", (), "num_heads"),
+    ],
+)
+def test_arguments_that_no_shape_shows_are_demanded(family: str, entries: tuple[str, ...], lacking: str) -> None:
+    config = {
+        "num_heads": 8,
+        "num_classes": 10,
+        **({"pooling_stat": "0011", "dvs_mode": False} if family == "sdt" else {}),
+    }
+    del config[lacking]
+    with pytest.raises(ValueError, match=rf"The {family} configuration has no {lacking}, which no shape"):
+        from_official(family, config, {key: torch.zeros(1) for key in entries})
+
+
+def test_arguments_of_no_model_name_the_variant_that_fits() -> None:
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in shapes("cifar", 2, 384, 100, ratio=4).items()}
+    config = {"embed_dims": 384, "num_heads": 7, "depths": 2}
+    with pytest.raises(ValueError, match=r"num_heads=7; expected .* The state dict fits spikformer_cifar_2_384\.$"):
+        read("cifar", state, config)
 
 
 def test_weights_of_maps_and_1x1_convolutions_are_exchanged_by_shape() -> None:
@@ -152,7 +211,7 @@ def test_an_unknown_family_gives_the_nearest() -> None:
         from_official("spikeformer", {}, {})
     assert "spikformer" in list_families()
     with pytest.raises(ValueError, match="'spikformer' is already registered"):
-        register_family("spikformer", Family(lambda *a: None, str, (), "*"))  # type: ignore[arg-type, return-value]
+        register_family("spikformer", Family(lambda *a: None, str, (), "*", ()))  # type: ignore[arg-type, return-value]
 
 
 def test_missing_entries_are_listed() -> None:
@@ -163,8 +222,26 @@ def test_missing_entries_are_listed() -> None:
         read("cifar", state)
     message = str(raised.value)
     assert "entries too many" not in message
-    for name in ("head.bias", "stem.rpe.fire.weight", "blocks.1.attn."):
-        assert name in message
+    assert "block.1.attn.k_bn.running_mean, head.bias, patch_embed.rpe_bn.weight." in message  # the official names
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        (r"patch_embed\.proj_bn\..*", "patch_embed.proj_bn.weight"),  # the first has no number
+        (r"patch_embed\.rpe_bn\..*", "patch_embed.rpe_bn.weight"),
+        (r"block\.1\.attn\.[qkv].*", "block.1.attn.v_linear.bias"),
+        (r"block\.1\..*", "block.1.mlp.fc2_linear.weight"),
+        (r"block\..*attn.v.*", "block.0.attn.v_linear.weight"),
+        (r"block\..*attn.*", "blocks.1.attn.qkv.synapse.weight (k part)"),  # nothing there to make the name from
+    ],
+)
+def test_missing_modules_are_named(lost: str, named: str) -> None:
+    state = {key: value for key, value in state_of("cifar").items() if not re.fullmatch(lost, key)}
+    count = sum(bool(re.fullmatch(lost, key)) and "norm" not in key for key in shapes("cifar"))
+    with pytest.raises(ValueError, match=rf"{count} entries missing: .*{re.escape(named)}[,.]") as raised:
+        read("cifar", state)
+    assert ("part)" in named) == ("part)" in str(raised.value))
 
 
 def test_entries_too_many_are_listed() -> None:
@@ -177,16 +254,7 @@ def test_entries_too_many_are_listed() -> None:
 
 def test_a_checkpoint_of_another_variant_names_it() -> None:
     with torch.device("meta"):
-        state = {key: torch.empty(shape) for key, shape in shapes("cifar", 2, 384, 100).items()}
-    state = {key: value for key, value in state.items() if "mlp" not in key}
-    for i in range(2):
-        for part, size in (("fc1", (1536, 384)), ("fc2", (384, 1536))):
-            state[f"block.{i}.mlp.{part}_linear.weight"] = torch.empty(size, device="meta")
-            state[f"block.{i}.mlp.{part}_linear.bias"] = torch.empty(size[0], device="meta")
-            state |= {
-                key: torch.empty(shape, device="meta")
-                for key, shape in norm(f"block.{i}.mlp.{part}_bn", size[0]).items()
-            }
+        state = {key: torch.empty(shape) for key, shape in shapes("cifar", 2, 384, 100, ratio=4).items()}
     config = {"embed_dims": 256, "num_heads": 8, "depths": 2, "num_classes": 100}
     with pytest.raises(ValueError, match=r"\d+ other shapes: .*It fits spikformer_cifar_2_384\.$"):
         read("cifar", state, config)
@@ -195,6 +263,7 @@ def test_a_checkpoint_of_another_variant_names_it() -> None:
 def test_options_replace_fields() -> None:
     model = read("cifar", T=8, order="q_kv")
     assert (model.config.T, model.config.order) == (8, "q_kv")
+    assert read("imagenet", T=2).config.T == 2
     with pytest.raises(ValueError, match="no field 'ordr'"):
         read("cifar", ordr="q_kv")
 

@@ -174,6 +174,7 @@ def test_compiles_without_graph_break() -> None:
         ({"mixers": ("token", "sum", "ssa")}, "one of 'token', 'channel', 'ssa'"),
         ({"depths": (1, 0, 1)}, "must be >= 1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
+        ({"scale": -0.125}, "QKFormerConfig got scale=-0.125; expected a finite number > 0"),
     ],
 )
 def test_impossible_configurations_are_refused(options: dict[str, Any], message: str) -> None:
@@ -305,7 +306,14 @@ def test_missing_and_extra_entries_are_listed() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="does not fit the qkformer model") as error:
         from_official("qkformer", {"embed_dims": 32, "depths": 3}, state)
     assert "2 entries too many: patch_embed2.proj7_conv.weight, stage1.0.norm1.weight." in str(error.value)
-    assert "2 entries missing: embeds.2.main.0.synapse.weight, stages.0.0.attn.proj.fire.weight." in str(error.value)
+    assert "2 entries missing: patch_embed3.proj3_conv.weight, stage1.0.tssa.proj_bn.weight." in str(error.value)
+
+
+@pytest.mark.parametrize("depths", [2, "4", None])
+def test_official_depths_are_checked(depths: Any) -> None:
+    state = official("cifar", 32, (1, 1, 1))
+    with torch.device("meta"), pytest.raises(ValueError, match=r"depths=.*; expected .* 1 and 1 .* at least 3"):
+        from_official("qkformer", {"embed_dims": 32, "depths": depths}, state)
 
 
 def test_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,8 @@ def test_compiles_without_graph_break() -> None:
         ({"depths": (1, 1, 2, 6)}, "expected 5 values"),
         ({"depths": (1, 1, 2, -1, 1)}, "depths"),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio is 0.01; .* a hidden channel: at least 1 / "),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio is nan"),
         ({"T": 0}, "T=0 must be >= 1"),
         ({"order": "vk"}, "order is 'vk'"),
     ],
@@ -283,7 +285,7 @@ def test_missing_and_extra_entries_are_listed() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="does not fit the sdt_v3 model") as error:
         from_official("sdt_v3", arguments(DIMS), state)
     assert "2 entries too many: ConvBlock2_2.1.bn1.bias, block3.6.attn.q_conv.0.weight." in str(error.value)
-    assert "2 entries missing: stages.2.down.synapse.bias, stages.3.blocks.0.attn.q.fire.bias." in str(error.value)
+    assert "2 entries missing: block3.0.attn.q_conv.1.bias, downsample2.encode_conv.bias." in str(error.value)
 
 
 def test_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

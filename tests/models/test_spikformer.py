@@ -127,9 +127,32 @@ def test_parameters_that_no_forward_reads_change_nothing() -> None:
         ({"embed_dim": 12}, r"embed_dim is 12; expected a multiple of 8"),
         ({"num_heads": 3}, r"dim=16 and num_heads=3; expected a number of heads that divides dim"),
         ({"depth": 0}, "depth=0"),
-        ({"mlp_ratio": 0.0}, r"mlp_ratio=0.0 > 0"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio is 0.0; expected a finite number > 0"),
+        ({"mlp_ratio": 0.05}, r"mlp_ratio is 0.05; .* at least 1 / 16 here"),
+        ({"mlp_ratio": float("inf")}, r"mlp_ratio is inf"),
+        ({"scale": 0.0}, r"SpikformerConfig got scale=0.0; expected a finite number > 0"),
+        ({"scale": float("nan")}, r"SpikformerConfig got scale=nan"),
+        ({"scale": "rsqrt"}, r"got scale='rsqrt'; expected a finite number > 0, such as 0.125, or 'rsqrt_d'"),
     ],
 )
 def test_impossible_configurations_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**options)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), True, None, "sqrt_d"], ids=str)
+def test_impossible_scales_of_the_attention_are_refused(scale: Any) -> None:
+    with pytest.raises(ValueError, match=r"SSA got scale=.*; expected a finite number > 0"):
+        SSA(16, 2, scale=scale)
+
+
+def test_the_attention_says_how_its_last_neuron_runs() -> None:
+    assert "proj_lif" not in SSA(16, 2).extra_repr()
+    assert SSA(16, 2, proj_lif="batch_leak").extra_repr().endswith(", proj_lif='batch_leak'")
+
+
+def test_results_that_were_not_read_again_say_so() -> None:
+    """Only the largest network's result was confirmed."""
+    for name in list_models("spikformer_[!v]*"):
+        for result in describe(name).published:
+            assert ("not re-read in the paper" in result.note) == (name != "spikformer_8_768"), (name, result)
