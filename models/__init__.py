@@ -4,9 +4,12 @@ if "." not in __name__:
     # with the repository's root on sys.path another library's `import models` would get this folder
     raise ModuleNotFoundError("import this package as spikeloom.models", name=__name__)
 
+from spikeloom.models import maxformer_official  # noqa: F401  (makes its families known)
 from spikeloom.models.conv_snn import ConvSNN, ConvSNNConfig
 from spikeloom.models.files import load_model, save_model
 from spikeloom.models.masked import MaskedAutoencoder, MaskedConfig
+from spikeloom.models.max_resnet import MaxResNet, MaxResNetConfig
+from spikeloom.models.maxformer import MaxFormer, MaxFormerConfig
 from spikeloom.models.official import from_official, list_families
 from spikeloom.models.qkformer import QKFormer, QKFormerConfig
 from spikeloom.models.registry import Published, create_model, describe, is_model, list_models, model_config, register
@@ -21,6 +24,10 @@ __all__ = [
     "ConvSNNConfig",
     "MaskedAutoencoder",
     "MaskedConfig",
+    "MaxFormer",
+    "MaxFormerConfig",
+    "MaxResNet",
+    "MaxResNetConfig",
     "Published",
     "QKFormer",
     "QKFormerConfig",

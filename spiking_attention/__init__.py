@@ -7,8 +7,13 @@ from spikeloom.spiking_attention.conv_block import ConvBlock
 from spikeloom.spiking_attention.e_sdsa import ESDSA
 from spikeloom.spiking_attention.e_sdsa_large import ESDSALarge
 from spikeloom.spiking_attention.integer_mlp import IntegerMLP
+from spikeloom.spiking_attention.membrane_conv import MembraneConv, membrane_depthwise
 from spikeloom.spiking_attention.membrane_mlp import MembraneMLP
+from spikeloom.spiking_attention.membrane_qk import MembraneQKToken
+from spikeloom.spiking_attention.membrane_ssa import MembraneSSA, MembraneSSAConv
 from spikeloom.spiking_attention.mlp import SpikingMLP
+from spikeloom.spiking_attention.pool_mixer import PoolMixer
+from spikeloom.spiking_attention.pooled_conv import PooledConv
 from spikeloom.spiking_attention.qk import QKChannelAttention, QKTokenAttention, fires_if_any
 from spikeloom.spiking_attention.sdsa import SDSA
 from spikeloom.spiking_attention.sdsa_repconv import SDSARepConv
@@ -22,11 +27,18 @@ __all__ = [
     "ConvBlock",
     "ESDSALarge",
     "IntegerMLP",
+    "MembraneConv",
     "MembraneMLP",
+    "MembraneQKToken",
+    "MembraneSSA",
+    "MembraneSSAConv",
+    "PoolMixer",
+    "PooledConv",
     "QKChannelAttention",
     "QKTokenAttention",
     "SDSARepConv",
     "SepConv",
     "SpikingMLP",
     "fires_if_any",
+    "membrane_depthwise",
 ]

@@ -35,6 +35,18 @@ TINY: dict[str, Callable[[Any], dict[str, Any]]] = {
         "mlp_ratio": 1.0,
         "scale": 0.5,
     },
+    "MaxFormer": lambda config: {
+        "embed_dim": 32,
+        "num_heads": 2,
+        "depths": (1,) * len(config.depths),
+        "mlp_ratio": 1.0,
+        "scale": 0.5,
+    },
+    "MaxResNet": lambda config: {
+        "stem_width": 8,
+        "widths": (8, 16, 16, 16)[-len(config.widths) :],
+        "depths": (2,) * len(config.widths),
+    },
     "SpikeDrivenTransformer": lambda config: {"embed_dim": 32, "num_heads": 4, "depth": 1, "mlp_ratio": 1.0},
     "SDTV3": lambda config: {"embed_dims": (4, 8, 8, 8), "num_heads": 2, "depths": (1,) * 5, "mlp_ratio": 1.0},
 }

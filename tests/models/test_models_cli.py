@@ -98,7 +98,7 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("spikformer_cifar_4_385", "No model matches 'spikformer_cifar_4_385' (nearest: spikformer_cifar_4_384, "),
         ("spikformer", "'*spikformer*' matches some."),
-        ("maxf*", "No model matches 'maxf*' (nearest: "),
+        ("minf*", "No model matches 'minf*' (nearest: "),
     ],
 )
 def test_an_unknown_name_gives_the_nearest(pattern: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
