@@ -34,6 +34,7 @@ from spikeloom.datasets.packed import PackedEvents
 CLASSES = CIFAR10
 SENSOR = 128  # height and width in pixels
 TRAIN_FRACTION = 0.9
+SPLIT_RULE = "of each class the first 90 %, rounded up, train and the rest test, so a class needs 10 recordings or more"
 
 _PER_CLASS = 1_000
 _NOT_A_PIXEL = 0x8000_8000

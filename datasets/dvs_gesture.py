@@ -138,10 +138,13 @@ class EventClips(Dataset[tuple[Events, int]]):
     """Recordings `<root>/<label>/<name>.npz` as a data set of (Events, label), ordered by label and name.
 
     Each file holds the arrays t (microseconds, kept as stored), x, y, p of one recording: the layout of SpikingJelly's
-    `events_np/train` and `events_np/test` for DVS128 Gesture. Label folders are numbers. labels: `[N]` int64.
+    `events_np/train` and `events_np/test` for DVS128 Gesture. Label folders are numbers, 0 to classes - 1. labels:
+    `[N]` int64.
     """
 
-    def __init__(self, root: str | Path, height: int = SENSOR, width: int = SENSOR) -> None:
+    def __init__(
+        self, root: str | Path, height: int = SENSOR, width: int = SENSOR, classes: int = len(CLASSES)
+    ) -> None:
         self.height, self.width = height, width
         folders = sorted(
             (path for path in Path(root).glob("*") if path.is_dir() and path.name.isdigit()),
@@ -152,6 +155,12 @@ class EventClips(Dataset[tuple[Events, int]]):
             raise FileNotFoundError(
                 f"There is no <label>/<name>.npz under {root}, labels being numbers. SpikingJelly writes such files of "
                 f"DVS128 Gesture to ROOT/events_np/train and ROOT/events_np/test; the recordings are at {_PAGE}."
+            )
+        last = self.files[-1].parent
+        if int(last.name) >= classes:
+            raise ValueError(
+                f"{last} is a folder of label {int(last.name)}; expected labels 0 to {classes - 1}. If the folders are "
+                f"named by class, 1 to {classes}, rename them: labels are class - 1."
             )
         self.labels = torch.tensor([int(file.parent.name) for file in self.files], dtype=torch.int64)
 

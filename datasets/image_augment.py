@@ -2,7 +2,7 @@
 
 Crop, flip and erasing draw per image; mixup and cutmix draw once per batch and mix each sample with the one at the
 mirrored place of the batch, as timm's "batch" mode does. RandAugment is in `rand_augment.py`. Order of the published
-recipes: crop, flip and RandAugment on uint8, normalise, erase, mix.
+recipes: crop, flip and RandAugment on uint8, mix and round to uint8, normalise, erase.
 
 Erasing: Zhong et al. 2017, arXiv:1708.04896. mixup: Zhang et al. 2017, arXiv:1710.09412. CutMix: Yun et al. 2019,
 arXiv:1905.04899.
@@ -190,7 +190,7 @@ def _check_mixing(inputs: Tensor, targets: Tensor, alpha: float, probability: fl
     if alpha <= 0:
         raise ValueError(f"alpha is {alpha}; expected a number > 0. To turn mixing off, do not call it.")
     if not inputs.is_floating_point():
-        raise ValueError(f"inputs is {inputs.dtype}; expected floating point: normalise images, cast event counts.")
+        raise ValueError(f"inputs is {inputs.dtype}; expected floating point: cast pixels and event counts.")
     if not targets.is_floating_point() or targets.ndim != 2 or len(targets) != inputs.shape[batch_axis]:
         raise ValueError(
             f"targets is {targets.dtype} {tuple(targets.shape)}; expected floating [{inputs.shape[batch_axis]}, K], "

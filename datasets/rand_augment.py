@@ -10,10 +10,11 @@ as "rand-m9-n1-mstd0.4-inc1":
     inc  1: every operation grows stronger with the magnitude
 
 The magnitude is clamped to 0..mmax. With v = magnitude / 10 and a random sign s: rotate by 30 v s degrees; shear by
-0.3 v s; translate by 0.45 v s of the side; posterize to int(4 v) bits (inc: 4 - int(4 v)); solarize from int(256 v)
-(inc: 256 - int(256 v)); add int(110 v) to values below 128; colour, contrast, brightness, sharpness by the factor
-1.8 v + 0.1 (inc: max(0.1, 1 + 0.9 v s)). Draws are per image. Geometry follows Pillow's convention (shear about the
-corner, rotation about the centre, a fill of the data's mean). The colour operations are torchvision's.
+0.3 v s; translate by 0.45 v s of the side; posterize to int(4 v) bits (inc: 4 - int(4 v), 0 at least); solarize from
+t = int(256 v), 256 at most (inc: 256 - t); add int(110 v), 128 at most, to values below 128; colour, contrast,
+brightness, sharpness by the factor 1.8 v + 0.1 (inc: max(0.1, 1 + 0.9 v s)). Draws are per image. Geometry follows
+Pillow's convention (shear about the corner, rotation about the centre, a fill of the data's mean). The colour
+operations are torchvision's.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class RandAugment:
 
     fill: value per channel (or one for all) of what moves in from outside. interpolation: of the geometric operations;
     "random" draws bilinear or bicubic per image, timm's default.
+
+    Raises:
+        ValueError: settings that cannot be. ImportError: colour operations without torchvision.
     """
 
     magnitude: float = _FULL
@@ -79,6 +83,8 @@ class RandAugment:
             raise ValueError(f"interpolation is {self.interpolation!r}; expected 'bilinear', 'bicubic' or 'random'.")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability is {self.probability}; expected a number from 0 to 1.")
+        if any(name in PHOTOMETRIC for name in self.operations):
+            _functional()  # what is missing shows here, not in a batch
 
     @classmethod
     def parse(
@@ -97,7 +103,12 @@ class RandAugment:
                 f"The setting is {text!r}; expected 'rand' and sections m, n, mstd, mmax, inc with numbers, joined by "
                 "'-', such as 'rand-m9-n1-mstd0.4-inc1'."
             )
+        names = [match[1] for match in found if match]
+        if len(set(names)) < len(names):
+            raise ValueError(f"The setting {text!r} has a section twice; expected each once.")
         values = {match[1]: float(match[2]) for match in found if match}
+        if not values.get("n", 2.0).is_integer():
+            raise ValueError(f"The setting {text!r} has n={values['n']:g}; expected a whole number of operations.")
         std = values.get("mstd", 0.0)
         return cls(
             magnitude=values.get("m", _FULL),
@@ -181,17 +192,18 @@ def _maps(name: str, amount: Tensor, H: int, W: int) -> Tensor:
 
 
 def _posterize(F: ModuleType, image: Tensor, v: float, increasing: bool) -> Tensor:
-    bits = 4 - int(4 * v) if increasing else int(4 * v)
-    return F.posterize(image, bits)
+    bits = max(4 - int(4 * v), 0) if increasing else int(4 * v)
+    return image if bits >= 8 else F.posterize(image, bits)  # above magnitude 10, `bits` runs out of 0..8
 
 
 def _solarize(F: ModuleType, image: Tensor, v: float, increasing: bool) -> Tensor:
-    threshold = 256 - int(256 * v) if increasing else int(256 * v)
+    threshold = min(int(256 * v), 256)
+    threshold = 256 - threshold if increasing else threshold
     return image if threshold > 255 else F.solarize(image, threshold)
 
 
 def _solarize_add(image: Tensor, v: float) -> Tensor:
-    brighter = (image.to(torch.int16) + int(110 * v)).clamp_(max=255).to(torch.uint8)
+    brighter = (image.to(torch.int16) + min(int(110 * v), 128)).clamp_(max=255).to(torch.uint8)
     return torch.where(image < 128, brighter, image)
 
 
@@ -216,6 +228,6 @@ def _functional() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "RandAugment's colour operations need torchvision, which cannot be imported. Install it with "
-            "`pip install spikeloom[images]`, or give RandAugment geometric operations only."
+            "`pip install 'spikeloom[images]'`, or give RandAugment geometric operations only."
         ) from error
     return functional

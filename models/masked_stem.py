@@ -54,7 +54,7 @@ class Kept:
 
 
 def random_kept(batch: int, grid: tuple[int, int], ratio: float, generator: torch.Generator) -> Kept:
-    """Keep int(P (1 - ratio)) of the P patches of each image: those with the smallest of P uniform random numbers.
+    """Keep floor(P (1 - ratio)) of the P patches of each image: those with the smallest of P uniform random numbers.
 
     The result lies on the generator's device.
 
@@ -63,11 +63,11 @@ def random_kept(batch: int, grid: tuple[int, int], ratio: float, generator: torc
     """
     check_ratio(ratio)
     count = grid[0] * grid[1]
-    keep = int(count * (1 - ratio))
+    keep = int(count * (1 - ratio) + 1e-9)  # 10 * (1 - 0.9) is a little less than 1
     if keep == 0:
         raise ValueError(
             f"A mask ratio of {ratio} keeps none of the {count} patches of a {grid[0]} x {grid[1]} grid; lower it to "
-            f"at most {1 - 1 / count:.3f}, or give larger images."
+            f"at most {int(1000 * (count - 1) / count) / 1000}, or give larger images."
         )
     noise = torch.rand(batch, count, generator=generator, device=generator.device)
     return Kept(noise.argsort(dim=1)[:, :keep].sort(dim=1).values, grid)

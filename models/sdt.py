@@ -206,7 +206,7 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor], **options: Any) 
     if not (isinstance(pools, str) and re.fullmatch("[01]{4}", pools)):
         raise ValueError(
             f"The sdt configuration has pooling_stat={pools!r}; expected four digits 0 or 1, one per stage of the "
-            "stem: '1111' for ImageNet and CIFAR10-DVS, '0111' for DVS128 Gesture, '0011' for CIFAR."
+            "stem: '1111' for ImageNet, '0111' for DVS128 Gesture, '0011' for CIFAR and CIFAR10-DVS (64 x 64)."
         )
     if mode != "lif":
         raise ValueError(f"The sdt configuration has spike_mode={mode!r}; only 'lif' is built here.")

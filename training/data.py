@@ -82,6 +82,7 @@ class Batches:
         check_augment(self.augment, data)
         self.data = data
         self.batch_size = batch_size
+        self._classes = source(data).num_classes
         self.labels = labels_of(recordings).to(device)
         self.inputs: EventFrames | NormalImages
         if isinstance(recordings, Images):
@@ -95,8 +96,9 @@ class Batches:
         return len(self.labels)
 
     def __len__(self) -> int:
-        """The number of batches; the last one may be smaller."""
-        return -(-self.recordings // self.batch_size)
+        """The number of batches of an epoch of training; without `drop_last` the last one may be smaller."""
+        whole = self.recordings // self.batch_size
+        return whole if self.data.drop_last else -(-self.recordings // self.batch_size)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All recordings as they are, with their labels."""
@@ -105,11 +107,24 @@ class Batches:
             yield self.inputs.plain(indices), self.labels[indices.to(self.labels.device)]
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The augmented batches of an epoch from batch `start` on, in the random order of that epoch."""
+        """The augmented batches of an epoch from batch `start` on, in the random order of that epoch.
+
+        Raises:
+            ValueError: `drop_last` leaves none.
+        """
+        if len(self) == 0:
+            raise ValueError(
+                f"{self.data.name} has {self.recordings} recordings to train on, and Data.drop_last leaves no batch of "
+                f"{self.batch_size}. Lower --batch-size, or pass --data.no-drop-last."
+            )
         order = torch.randperm(self.recordings, generator=generator_for(seed, _ORDER, epoch))
         for batch in range(start, len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             generator = generator_for(seed, _AUGMENT, epoch, batch)
-            inputs = self.inputs.augmented(indices, generator)
             labels = self.labels[indices.to(self.labels.device)]
-            yield mix(inputs, labels, source(self.data).num_classes, self.augment, epoch, generator)
+            inputs, targets = mix(
+                self.inputs.augmented(indices, generator), labels, self._classes, self.augment, epoch, generator
+            )
+            if isinstance(self.inputs, NormalImages):
+                inputs = self.inputs.finished(inputs, generator)
+            yield inputs, targets

@@ -281,6 +281,11 @@ def _input_shape(model: nn.Module, name: str) -> tuple[int, ...]:
         ValueError: it does not say.
     """
     config = getattr(model, "config", None)
+    if hasattr(config, "vocab_size"):
+        raise ValueError(
+            f"{name} reads token ids, and random frames are none. Count it from Python, on ids of a text: "
+            "`with spikeloom.energy.count(model, strict=True) as run: model(ids)`, then `run.counts()`."
+        )
     channels, size = getattr(config, "in_channels", None), getattr(config, "input_size", None)
     if channels is None or size is None:
         raise ValueError(f"The configuration of {name} does not say what frames it takes. Pass --shape C H W.")

@@ -15,7 +15,7 @@ from spikeloom.datasets import (
     time_jitter,
 )
 from spikeloom.datasets.frame_augment import one_operation_each
-from spikeloom.training.frame_store import StoredFrames, bin_events
+from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
 from spikeloom.training.recipe import Augment, Data
 
 MAX_CACHE_BYTES = 2 * 2**30
@@ -28,8 +28,10 @@ class EventFrames:
     With no change of events but a shift, frames are binned once and the frames are shifted, which gives the same
     numbers as shifting events; otherwise events are changed and binned for every batch.
 
+    Shifts count pixels of the sensor; `Data.pool` follows them, and flip, frame_op and crop see the pooled frames.
+
     Raises:
-        ValueError: the crop is larger than the sensor.
+        ValueError: the squares of `Data.pool` do not tile the sensor; the crop is larger than the frames.
     """
 
     def __init__(
@@ -46,12 +48,18 @@ class EventFrames:
             height, width = recordings.height, recordings.width
             size = len(recordings) * data.T * 2 * height * width
             self._frames = self._bin_all(self._events) if not on_events and size <= MAX_CACHE_BYTES else None
+        if height % data.pool or width % data.pool:
+            raise ValueError(
+                f"Data.pool is {data.pool}, but the frames of {data.name} have {height} x {width} pixels; expected a "
+                "divisor of both."
+            )
+        height, width = height // data.pool, width // data.pool
         if data.crop is not None and data.crop > min(height, width):
             raise ValueError(f"Data.crop is {data.crop}, but the frames of {data.name} have {height} x {width} pixels.")
 
     def plain(self, indices: Tensor) -> Tensor:
         """The frames of recordings `[B]` as they are."""
-        return self._encode(self._counts(indices))
+        return self._encode(self._pooled(self._counts(indices)))
 
     def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """The frames of recordings `[B]`, changed at random."""
@@ -61,6 +69,7 @@ class EventFrames:
             frames = shift_frames(frames, change.shift_px, generator) if change.shift_px else frames
         else:
             frames = bin_events(self._changed(indices, generator), self.data)
+        frames = self._pooled(frames)
         if change.flip:
             frames = flip_frames(frames, generator, change.flip)
         if change.frame_op:
@@ -91,10 +100,18 @@ class EventFrames:
 
     def _bin_all(self, events: PackedEvents) -> Tensor:
         """All frames, in the smallest dtype that holds them; binned in parts, because binning needs int64."""
-        parts = [bin_events(events.select(part), self.data) for part in torch.arange(len(events)).split(256)]
-        largest = max(int(part.max()) for part in parts)
-        dtype = torch.uint8 if largest <= 255 else torch.int32
-        return torch.cat([part.to(dtype) for part in parts], dim=1)
+        parts = [narrow(bin_events(events.select(part), self.data)) for part in torch.arange(len(events)).split(256)]
+        return torch.cat(parts, dim=1)  # in the widest dtype of a part
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        """Counts `[T, B, 2, H, W]` summed over squares of `pool` pixels; 0 and 1: any of them."""
+        side = self.data.pool
+        if side == 1:
+            return frames
+        squares = frames.unflatten(-1, (-1, side)).unflatten(
+            -3, (-1, side)
+        )  # [T, B, 2, H / side, side, W / side, side]
+        return squares.amax((-3, -1)) if self.data.encoding == "binary" else squares.sum((-3, -1), dtype=torch.int32)
 
     def _encode(self, frames: Tensor) -> Tensor:
         if self.data.crop is not None:

@@ -21,7 +21,7 @@ from spikeloom.training.recipe import Data
 class StoredFrames:
     """N recordings as frames.
 
-    frames: `[N, T, 2, H, W]`, counts (or 0 and 1) in uint8, or int32 where one is above 255. labels: `[N]` int64.
+    frames: `[N, T, 2, H, W]`, counts (or 0 and 1) in the smallest dtype of `narrow`. labels: `[N]` int64.
     """
 
     frames: Tensor
@@ -46,6 +46,12 @@ def bin_events(events: Events | PackedEvents, data: Data) -> Tensor:
     return counts > 0 if data.encoding == "binary" else counts
 
 
+def narrow(frames: Tensor) -> Tensor:
+    """The same counts in the smallest of uint8, int16 and int32 that holds them all."""
+    largest = int(frames.max())
+    return frames.to(torch.uint8 if largest <= 255 else torch.int16 if largest <= 32_767 else torch.int32)
+
+
 class Readable(Protocol):
     """Recordings that are read when asked for."""
 
@@ -53,18 +59,22 @@ class Readable(Protocol):
         """Those of `indices`, with labels."""
 
 
-def store_frames(recordings: Readable, groups: Sequence[Sequence[int]], data: Data) -> StoredFrames:
+def store_frames(recordings: Readable, groups: Sequence[Sequence[int]], data: Data, rule: str = "") -> StoredFrames:
     """Bin recordings group by group; a group is read at once and held as events no longer than that.
 
+    rule: which recordings belong to a part, for the message where none does.
+
     Raises:
-        ValueError: the sensor's size changes between recordings.
+        ValueError: there is no recording; or the sensor's size changes between recordings.
     """
     count, start = sum(len(group) for group in groups), 0
+    if count == 0:
+        raise ValueError(f"{data.name} has no recordings in this part; expected at least one{rule and f' ({rule})'}.")
     store = torch.empty(0, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     for group in groups:
         packed = recordings.pack(group)
-        frames = bin_events(packed, data).transpose(0, 1)  # [b, T, 2, H, W]
+        frames = narrow(bin_events(packed, data)).transpose(0, 1)  # [b, T, 2, H, W]
         if start == 0:
             store = torch.empty((count, *frames.shape[1:]), dtype=torch.uint8)
         if frames.shape[1:] != store.shape[1:]:
@@ -72,8 +82,7 @@ def store_frames(recordings: Readable, groups: Sequence[Sequence[int]], data: Da
                 f"Recording {start} has frames of {list(frames.shape[1:])}, those before it {list(store.shape[1:])}; "
                 "expected recordings of one sensor."
             )
-        if store.dtype == torch.uint8 and int(frames.max()) > 255:
-            store = store.to(torch.int32)
+        store = store.to(torch.promote_types(store.dtype, frames.dtype))
         store[start : start + len(group)] = frames
         labels[start : start + len(group)] = cast(Tensor, packed.labels)
         start += len(group)

@@ -1,4 +1,4 @@
-"""Images as normalised batches on the device; the pixels stay uint8 until a batch is made."""
+"""Images as batches on the device, uint8 until they are augmented and mixed: then normalised, then erased."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NormalImages:
         return self._normal(self._pixels(indices)).contiguous(memory_format=torch.channels_last)
 
     def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Images `[B]`, changed at random."""
+        """Images `[B]`, changed at random and still uint8: batches are mixed before `finished`."""
         change, x = self.augment, self._pixels(indices)
         if change.shift_px:
             x = random_crop(x, change.shift_px, generator)
@@ -34,9 +34,13 @@ class NormalImages:
             x = flip_images(x, generator, change.flip)
         if self._rand_augment is not None:
             x = self._rand_augment(x, generator)
-        x = self._normal(x)
-        if change.erase:
-            x = random_erase(x, generator, change.erase, change.erase_mode)
+        return x
+
+    def finished(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """What `augmented` gave, mixed or not: normalised, then erased, so that a box is not blended with another."""
+        x = self._normal(pixels)
+        if self.augment.erase:
+            x = random_erase(x, generator, self.augment.erase, self.augment.erase_mode)
         return x.contiguous(memory_format=torch.channels_last)
 
     def _pixels(self, indices: Tensor) -> Tensor:

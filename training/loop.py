@@ -26,7 +26,7 @@ Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Ten
 
 
 class DivergedError(FloatingPointError):
-    """The loss is not finite."""
+    """The loss, or its gradient, is not finite."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     The caller may stop in between, save the training, and go on later with the same numbers.
 
     Raises:
-        DivergedError: the loss is not finite; the step is not taken.
+        DivergedError: the loss or its gradient is not finite; the step is not taken.
     """
     judge = judge_of(training.recipe, training.device)
     training.model.train()
@@ -135,23 +135,27 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
 def _step(
     training: Training, judge: Judge, frames: Tensor, targets: Tensor, steps_per_epoch: int
 ) -> tuple[float, int | None]:
-    """One update; returns the loss and how many samples were classified correctly."""
+    """One update; returns the loss and how many samples were classified correctly.
+
+    Raises:
+        DivergedError: before the update, because the loss or its gradient is not finite.
+    """
     recipe, optimizer = training.recipe, training.optimizer
     rate = learning_rate(training.step, recipe.epochs * steps_per_epoch, steps_per_epoch, recipe.optim)
     for group in optimizer.param_groups:
         group["lr"] = rate
     masks = generator_for(recipe.seed, _MASKS, training.epoch, training.batch)
     loss, correct = judge(training.model, frames, targets, masks)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"The loss is {value} at step {training.step} (learning rate {rate:.2g}). Lower --lr, "
-            "or set --optim.clip-norm."
-        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if recipe.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), recipe.optim.clip_norm)
+    # without a limit a finite gradient is multiplied by 1
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), recipe.optim.clip_norm or math.inf)
+    value, size = torch.stack((loss.detach().double(), norm.double())).tolist()  # waits for the device once
+    if not (math.isfinite(value) and math.isfinite(size)):
+        what = f"The norm of the gradient is {size}" if math.isfinite(value) else f"The loss is {value}"
+        raise DivergedError(
+            f"{what} at step {training.step} (learning rate {rate:.2g}). Lower --lr, or set --optim.clip-norm."
+        )
     optimizer.step()
     if training.ema is not None:
         training.ema.update(training.model)

@@ -46,6 +46,10 @@ class Data:
     """Value of a pixel: any event in the bin (0 or 1), their number, or its square root."""
     crop: int | None = None
     """Events: use so many pixels of height and width, in the middle; None: all."""
+    pool: int = 1
+    """Events: sum the counts over squares of so many by so many pixels (binary: any event in the square)."""
+    drop_last: bool = False
+    """Leave the last batch of an epoch of training out where it is not full; steps per epoch follow."""
     allow_partial: bool = False
     """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0
@@ -61,6 +65,7 @@ class Data:
         _check(self, "T", self.T >= 1, ">= 1")
         _check(self, "duration_us", self.duration_us >= 1, ">= 1")
         _check(self, "crop", self.crop is None or self.crop >= 1, ">= 1 or None")
+        _check(self, "pool", self.pool >= 1, ">= 1")
         _check(self, "validation", self.validation >= 0, ">= 0")
         _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
         _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
@@ -70,7 +75,7 @@ class Data:
 class Augment:
     """Random changes of each training recording or image, drawn anew in every epoch; 0 or None switches one off.
 
-    Those for events come first, then those for frames or images, then normalisation, erasing and mixing.
+    Those for events come first, then those for frames or images, then mixing, normalisation and erasing.
     """
 
     shift_px: int = 0
@@ -88,8 +93,8 @@ class Augment:
     rand_augment: str | None = None
     """Images: RandAugment as timm spells it, such as "rand-m9-n1-mstd0.4-inc1"."""
     rand_operations: Literal["all", "five"] = "all"
-    """RandAugment draws from timm's fifteen operations; or from the five that the scripts of the Spikformer family
-    keep: equalise, rotate, shear x, translate x, translate y."""
+    """RandAugment draws from timm's fifteen operations; or from the five that Spikformer's CIFAR scripts keep:
+    equalise, rotate, shear x, translate x, translate y."""
     erase: float = 0.0
     """Images: probability of an erased rectangle."""
     erase_mode: Literal["const", "pixel"] = "const"
@@ -196,7 +201,7 @@ class Recipe:
     init: str | None = None
     """Checkpoint to start from."""
     pretrain: str | None = None
-    """Recipe to train first, with this one's model, frames and seed; this one starts from its weights."""
+    """Recipe to train first, with this one's model, frames, data.limit and seed; this one starts from its weights."""
 
     def __post_init__(self) -> None:
         _check(self, "epochs", self.epochs >= 1, ">= 1")
@@ -208,10 +213,32 @@ class Recipe:
                 f"The recipe's task is 'reconstruct' and data.T is {self.data.T}; expected T=1: each recording as one "
                 "image, the events of all its frames together."
             )
+        self._check_task()
+        busy = self.optim.warmup_epochs + self.optim.cooldown_epochs
+        # a single epoch tries out whether all fits together, and no schedule fits it
+        if self.optim.cooldown_epochs > 0 and 1 < self.epochs <= busy:
+            raise ValueError(
+                f"Recipe.epochs is {self.epochs}, of which warm-up takes {self.optim.warmup_epochs:g} and cooldown "
+                f"{self.optim.cooldown_epochs:g}; expected more than both. Raise --epochs, or lower "
+                "--optim.warmup-epochs and --optim.cooldown-epochs."
+            )
         if self.init is not None and self.pretrain is not None:
             raise ValueError(
                 f"The recipe names both init={self.init!r} and pretrain={self.pretrain!r}; expected one: "
                 "init starts from a checkpoint, pretrain trains one first. Set the other to None."
+            )
+
+    def _check_task(self) -> None:
+        """Refuse settings of the other task, which would change nothing."""
+        if self.task == "classify":
+            idle = ["mask"] if self.mask != MaskedConfig() else []
+        else:
+            idle = [f"augment.{name}" for name in ("mixup", "cutmix") if getattr(self.augment, name)]
+            idle += ["loss"] if self.loss != Loss() else []
+        if idle:
+            raise ValueError(
+                f"The recipe's task is {self.task!r}, and {', '.join(idle)} changes nothing in it; expected the "
+                f"defaults. mask is for --task reconstruct; loss, mixup and cutmix, which need labels, for classify."
             )
 
     def to_json(self) -> dict[str, Any]:

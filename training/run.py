@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from torch import nn
+from torch import Tensor, nn
 
 import spikeloom
 from spikeloom.models import model_config
-from spikeloom.models.files import load_weights, read_weights
+from spikeloom.models.files import PART, load_weights, read_weights
 from spikeloom.training import network, snapshot
 from spikeloom.training.checkpoint import (
     Description,
@@ -62,6 +62,21 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A training that can start: all is read and checked, nothing is written.
+
+    random: state of torch's generator after the weights were drawn.
+    """
+
+    recipe: Recipe
+    folder: Path
+    model: nn.Module
+    train: Recordings
+    validation: Recordings | None
+    random: Tensor
+
+
+@dataclass(frozen=True)
 class Session:
     """What stays the same during a run: where it writes, what it trains on."""
 
@@ -79,7 +94,11 @@ def fit(
 ) -> Result:
     """Train by a recipe in the folder `out`, and evaluate the result on the test part.
 
-    resume: continue the run in `out`, with the numbers that it would have had without the interruption.
+    Data and models of all stages are read and tried before anything is written. A folder whose run ended before its
+    first checkpoint takes the same recipe again.
+
+    resume: continue the run in `out`, with the numbers that it would have had without the interruption. The recipe is
+        the run's own; only data.root may differ.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -90,9 +109,14 @@ def fit(
     console = Console(highlight=False) if console is None else console
     where = pick_device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        training, session = _train(recipe, Path(out), Path(out), resume, where, console)
+        stages = _prepare(recipe, Path(out), resume, console)
+        test = load_test(recipe.data)
+        _write_settings(stages)
+        while len(stages) > 1:
+            _train(stages.pop(), Path(out), where, console)  # popped, so that its recordings are freed behind it
+        training, session = _train(stages.pop(), Path(out), where, console)
         with averaged(training) as model:
-            tally, firing = measure(model, recipe, where)
+            tally, firing = measure(model, recipe, where, test)
     session.log.write(
         "test",
         training.step,
@@ -131,35 +155,67 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _train(
-    recipe: Recipe, folder: Path, root: Path, resume: bool, device: torch.device, console: Console
-) -> tuple[Training, Session]:
-    """Train to the last epoch. root: the folder that the user named (`folder` lies in it when it pre-trains)."""
+def _prepare(recipe: Recipe, folder: Path, resume: bool, console: Console) -> list[Stage]:
+    """The stages that are left of a run, the last one first. Writes nothing."""
     _check_folder(recipe, folder, resume)
     check_augment(recipe.augment, recipe.data)
-    first = _first_stage(recipe)
+    first = _first_stage(recipe) if find_checkpoint(folder) is None else None
     torch.manual_seed(recipe.seed)
     model = network.build(recipe, source(recipe.data).num_classes)
     if recipe.init is not None:
         _initialise(model, Path(recipe.init), console)
     train, validation = load_train(recipe.data)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RECIPE).exists():
-        write_atomic(folder / RECIPE, json.dumps(recipe.to_json(), indent=2) + "\n")
+    stage = Stage(recipe, folder, model, train, validation, torch.get_rng_state())
+    _try_out(stage)
+    if first is None or _is_finished(first, folder / PRETRAIN):
+        return [stage]
+    begun = (folder / PRETRAIN / RECIPE).exists()
+    return [stage, *_prepare(first, folder / PRETRAIN, begun, console)]
+
+
+def _try_out(stage: Stage) -> None:
+    """Put one recording through the model, so that sizes that do not fit are found before anything is written.
+
+    Raises:
+        ValueError: sizes that do not fit, or no whole batch where the last one is dropped.
+    """
+    cpu, data = torch.device("cpu"), stage.recipe.data
+    if data.drop_last and len(stage.train) < stage.recipe.batch_size:
+        raise ValueError(
+            f"Data.drop_last leaves no batch of {stage.recipe.batch_size} of the {len(stage.train)} recordings to "
+            "train on. Lower --batch-size, or pass --data.no-drop-last."
+        )
+    one = Batches(stage.train.select(torch.tensor([0])), data, 1, cpu, stage.recipe.augment)
+    evaluate(stage.model, one, stage.recipe, cpu)
+
+
+def _write_settings(stages: list[Stage]) -> None:
+    """Write each recipe.json, also where a resumed run reads its recordings from elsewhere now."""
+    for stage in stages:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        path, text = stage.folder / RECIPE, json.dumps(stage.recipe.to_json(), indent=2) + "\n"
+        if not path.exists() or path.read_text() != text:
+            write_atomic(path, text)
+
+
+def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> tuple[Training, Session]:
+    """Train to the last epoch. root: the folder that the user named (the stage's lies in it when it pre-trains)."""
+    recipe, folder = stage.recipe, stage.folder
     checkpoint = find_checkpoint(folder)
-    if first is not None and checkpoint is None:
-        _pretrain(first, folder / PRETRAIN, root, device, console)
-        _initialise(model, folder / PRETRAIN, console)
-        torch.manual_seed(recipe.seed)
-    training = start(recipe, model, device)
+    torch.manual_seed(recipe.seed)
+    if recipe.pretrain is not None and checkpoint is None:
+        _initialise(stage.model, folder / PRETRAIN, console)
+    else:
+        torch.set_rng_state(stage.random)
+    training = start(recipe, stage.model, device)
     session = Session(
         recipe,
         folder,
         root,
         console,
         RunLog(folder / LOG),
-        Batches(train, recipe.data, recipe.batch_size, device, recipe.augment),
-        None if validation is None else Batches(validation, recipe.data, recipe.batch_size, device),
+        Batches(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
+        None if stage.validation is None else Batches(stage.validation, recipe.data, recipe.batch_size, device),
     )
     _announce(training, session)
     if checkpoint is not None:
@@ -182,7 +238,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         if resume:
             raise FileNotFoundError(f"There is no run at {folder} to resume. Leave out --resume to start one there.")
         return
-    if not resume:
+    if not resume and not _is_bare(folder):
         raise FileExistsError(
             f"{folder} exists and is not empty. Continue the run in it with --resume, or choose "
             "another folder with --out."
@@ -192,7 +248,9 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             f"{folder} is no run folder (it has no {RECIPE}), so nothing can be resumed there. "
             "Choose another with --out."
         )
-    changed = differences(read_recipe(folder / RECIPE).to_json(), recipe.to_json())
+    begun = read_recipe(folder / RECIPE)
+    begun = replace(begun, data=replace(begun.data, root=recipe.data.root))  # recordings may have been moved
+    changed = differences(begun.to_json(), recipe.to_json())
     if changed:
         raise ValueError(
             f"The run in {folder} has other settings: {'; '.join(changed)}. Resume it as it was with "
@@ -200,8 +258,16 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         )
 
 
+def _is_bare(folder: Path) -> bool:
+    """Whether a run left no more than settings and log, because it ended before its first checkpoint."""
+    if not (folder / RECIPE).is_file():
+        return False
+    names = {path.name for path in folder.iterdir() if PART not in path.name}
+    return names <= {RECIPE, LOG, PRETRAIN} and (PRETRAIN not in names or _is_bare(folder / PRETRAIN))
+
+
 def _first_stage(recipe: Recipe) -> Recipe | None:
-    """The recipe to train first, with the model, frames and seed of the one that it is for.
+    """The recipe to train first, with the model, frames, limit and seed of the one that it is for.
 
     A reconstruction keeps its one time step; the weights do not depend on their number.
     """
@@ -210,18 +276,17 @@ def _first_stage(recipe: Recipe) -> Recipe | None:
     first = get_recipe(recipe.pretrain)
     T = 1 if first.task == "reconstruct" else recipe.data.T
     root = recipe.data.root if first.data.name == recipe.data.name else first.data.root
-    frames = {name: getattr(recipe.data, name) for name in ("encoding", "split", "crop")}
-    data = replace(first.data, T=T, root=root, **frames)
+    of_events = not (source(first.data).of_images or source(recipe.data).of_images)
+    frames = ("encoding", "split", "duration_us", "crop", "pool") if of_events else ()
+    limit = first.data.limit if recipe.data.limit is None else recipe.data.limit
+    data = replace(first.data, T=T, root=root, limit=limit, **{name: getattr(recipe.data, name) for name in frames})
     return replace(first, model=recipe.model, model_args=recipe.model_args, data=data, seed=recipe.seed)
 
 
-def _pretrain(recipe: Recipe, folder: Path, root: Path, device: torch.device, console: Console) -> None:
-    """Train the recipe that comes first, or what is left of it."""
-    begun = (folder / RECIPE).exists()
-    checkpoint = find_checkpoint(folder) if begun else None
-    if checkpoint is not None and read_description(checkpoint).epoch >= recipe.epochs:
-        return
-    _train(recipe, folder, root, begun, device, console)
+def _is_finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether the run in the folder has all its epochs behind it."""
+    checkpoint = find_checkpoint(folder)
+    return checkpoint is not None and read_description(checkpoint).epoch >= recipe.epochs
 
 
 def _initialise(model: nn.Module, path: Path, console: Console) -> None:

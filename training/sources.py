@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from spikeloom.datasets import NMNIST, PackedEvents, SaccadeConfig, saccade_mnist
-from spikeloom.datasets.cifar10_dvs import CIFAR10DVS
+from spikeloom.datasets.cifar10_dvs import CIFAR10DVS, SPLIT_RULE
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
 from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
@@ -65,11 +65,21 @@ def check_augment(augment: Augment, data: Data) -> None:
     """Refuse what cannot be done to the data.
 
     Raises:
-        ValueError: changes of images are asked of events, or the other way round; RandAugment is spelled wrong.
+        ValueError: changes of images are asked of events, or the other way round; images are to be binned as events
+            are; RandAugment is spelled wrong.
     """
     found = source(data)
     if found.of_images and data.crop is not None:
-        raise ValueError(f"{data.name} has images, and Data.crop cuts frames of events. Set it to None.")
+        raise ValueError(f"{data.name} has images, and Data.crop cuts frames of events. Pass --data.crop None.")
+    plain = Data()
+    binning = [
+        name for name in ("split", "duration_us", "encoding", "pool") if getattr(data, name) != getattr(plain, name)
+    ]
+    if found.of_images and binning:
+        flags = " ".join(f"--data.{name.replace('_', '-')} {getattr(plain, name)}" for name in binning)
+        raise ValueError(
+            f"{data.name} has images, and Data.{', '.join(binning)} says how events become frames. Pass {flags}."
+        )
     on_events = [name for name in ("rotate_degrees", "drop", "jitter_us") if getattr(augment, name)]
     on_images = [name for name in ("rand_augment", "erase") if getattr(augment, name)]
     if found.of_images and (on_events or augment.frame_op):
@@ -135,7 +145,7 @@ def _load_nmnist(data: Data, part: str) -> PackedEvents:
 
 def _load_cifar10_dvs(data: Data, part: str) -> StoredFrames:
     found = CIFAR10DVS(_root(data, "the ten class folders with their .aedat files."), _name(part))
-    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data)
+    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, SPLIT_RULE)
 
 
 def _load_gesture(data: Data, part: str) -> StoredFrames:
@@ -146,7 +156,8 @@ def _load_gesture(data: Data, part: str) -> StoredFrames:
     gestures = DVSGesture(root, _name(part))
     chosen = spread(len(gestures), data.limit).tolist()
     by_file = groupby(chosen, key=lambda index: gestures.gestures[index].file)
-    return store_frames(gestures, [list(group) for _, group in by_file], data)
+    rule = f"every row of the tables of the recordings in trials_to_{part}.txt is one"
+    return store_frames(gestures, [list(group) for _, group in by_file], data, rule)
 
 
 def _load_grey(read: Callable[..., Images], page: str, data: Data, part: str) -> Images:

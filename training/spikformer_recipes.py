@@ -12,13 +12,13 @@ _MODEL, _EVENT_MODEL = "spikformer_cifar_4_384", "spikformer_dvs_2_256"
 @recipe
 def spikformer_cifar10_paper() -> Recipe:
     """Spikformer-4-384 on CIFAR-10 as published (the paper's accuracy: 95.19 %, after 300 epochs)."""
-    return cifar("cifar10", _MODEL, lr=5e-4, warmup_lr=1e-5, epochs=300, erase=0.25, batch_size=128)
+    return _cifar("cifar10")
 
 
 @recipe
 def spikformer_cifar100_paper() -> Recipe:
     """Spikformer-4-384 on CIFAR-100 as published (the paper's accuracy: 77.86 %, after 300 epochs)."""
-    return cifar("cifar100", _MODEL, lr=5e-4, warmup_lr=1e-5, epochs=300, erase=0.25, batch_size=128)
+    return _cifar("cifar100")
 
 
 @recipe
@@ -35,3 +35,8 @@ def spikformer_gesture_paper() -> Recipe:
     recording of a left hand is one of a right hand: --augment.flip 0 leaves that out.
     """
     return events("dvs_gesture", _EVENT_MODEL, lr=1e-3, min_lr=1e-5, epochs=96)
+
+
+def _cifar(name: str) -> Recipe:
+    """RandAugment draws from the five operations that these scripts leave of timm's list."""
+    return cifar(name, _MODEL, lr=5e-4, warmup_lr=1e-5, epochs=300, erase=0.25, operations="five", batch_size=128)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spikeloom.datasets import CIFAR10DVS, read_aedat2
-from spikeloom.datasets.cifar10_dvs import CLASSES
+from spikeloom.datasets.cifar10_dvs import CLASSES, SPLIT_RULE
 
 HEADER = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\r\n"
 
@@ -97,6 +97,13 @@ def test_the_split_by_number(tmp_path: Path) -> None:
     assert packed.labels.tolist() == [9, 0]
     assert train[99][1] == 9
     assert torch.equal(train[99][0].t, torch.arange(10))
+
+
+@pytest.mark.parametrize(("count", "held"), [(9, 0), (10, 10)])
+def test_a_class_needs_ten_recordings_to_test_on_one(tmp_path: Path, count: int, held: int) -> None:
+    write_set(tmp_path, count)
+    assert len(CIFAR10DVS(tmp_path, "test")) == held
+    assert "needs 10 recordings" in SPLIT_RULE
 
 
 def test_missing_folders_say_what_is_expected(tmp_path: Path) -> None:

@@ -159,6 +159,16 @@ def test_clips_are_ordered_by_label_and_name(tmp_path: Path) -> None:
     assert clips[2][0].p.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("label", [11, 12])
+def test_clips_in_folders_named_by_class_are_refused(tmp_path: Path, label: int) -> None:
+    for name in (1, label):
+        (tmp_path / str(name)).mkdir()
+        np.savez(tmp_path / str(name) / "a.npz", t=[1], x=[1], y=[1], p=[1])
+    with pytest.raises(ValueError, match=rf"folder of label {label}; expected labels 0 to 10.* labels are class - 1"):
+        EventClips(tmp_path)
+    assert EventClips(tmp_path, classes=13).labels.tolist() == [1, label]
+
+
 def test_broken_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no <label>/<name>.npz under .*events_np/train"):
         EventClips(tmp_path)

@@ -193,6 +193,11 @@ def test_setting_strings() -> None:
     for text in ("augmix-m3", "rand-m9-q1", "rand-m", "rand9", "rand-m9-w0"):
         with pytest.raises(ValueError, match="expected 'rand' and sections"):
             RandAugment.parse(text)
+    with pytest.raises(ValueError, match="'rand-m9-m3' has a section twice"):
+        RandAugment.parse("rand-m9-m3")
+    for text in ("rand-n1.5", "rand-ninf"):
+        with pytest.raises(ValueError, match="expected a whole number of operations"):
+            RandAugment.parse(text)
     with pytest.raises(ValueError, match=r"operations has \['Blur'\]"):
         RandAugment(operations=("Blur",))
 
@@ -254,6 +259,21 @@ def test_each_operation_equals_pillows(name: str, magnitude: int, increasing: bo
         assert signs == {1.0, -1.0}
 
 
+@pytest.mark.parametrize("increasing", [True, False])
+def test_magnitudes_above_ten_are_clamped_operation_by_operation(increasing: bool) -> None:
+    images = pictures(B=4)
+
+    def at(name: str, magnitude: float) -> Tensor:
+        strong = RandAugment(magnitude, 1, 0.0, 20, increasing, (name,), interpolation="bilinear", probability=1.0)
+        return strong(images, seeded(0))
+
+    assert torch.equal(at("Posterize", 20), images * 0 if increasing else images)
+    assert torch.equal(at("Solarize", 20), 255 - images if increasing else images)
+    assert torch.equal(at("SolarizeAdd", 20), torch.where(images < 128, images + 128, images))
+    every = RandAugment.parse(f"rand-m15-n4-mmax20-inc{int(increasing)}")
+    assert every(pictures(B=200), seeded(0)).shape == (200, 3, 16, 20)
+
+
 def test_half_of_the_operations_are_applied_and_all_occur() -> None:
     images = pictures(B=1).expand(1000, 3, 16, 20)
     inverted = RandAugment(operations=("Invert",), layers=1)(images, seeded(0))
@@ -290,8 +310,8 @@ def test_grey_images_and_bicubic() -> None:
 
 def test_without_torchvision_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2.functional", None)
-    with pytest.raises(ImportError, match=r"pip install spikeloom\[images\]"):
-        RandAugment(operations=("Equalize",))(pictures(), seeded(0))
+    with pytest.raises(ImportError, match=r"pip install 'spikeloom\[images\]'"):
+        RandAugment(operations=("Equalize",))
     assert RandAugment(operations=GEOMETRIC)(pictures(), seeded(0)).shape == pictures().shape
 
 

@@ -100,7 +100,11 @@ def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["train", "sacade_smal"], "There is no recipe 'sacade_smal' (nearest: saccade_small"),
+        (["train", "list"], "`spikeloom train --help` lists them"),
         (["train", "nmnist_small"], "Pass --root FOLDER"),
+        (["train", "saccade_small", "--data.name", "mnist", "--data.crop", "20"], "Pass --data.crop None"),
+        (["train", "saccade_small", "--mask.ratio", "0.5"], "mask changes nothing"),
+        (["train", "spikformer_cifar10_paper", "--epochs", "20"], "Raise --epochs"),
         (["train", "nmnist_small", "--root", "nowhere"], "There is no folder nowhere/Train"),
         (
             ["train", "saccade_small", "--model", "conv_snn_smal"],

@@ -13,6 +13,7 @@ from spikeloom_tests.training.tiny_files import write_cifar10_dvs, write_clips, 
 from spikeloom.datasets import CIFAR10DVS, PackedEvents, frames_by_count
 from spikeloom.training import Augment, Data, Recipe
 from spikeloom.training.data import Batches, load_test, load_train
+from spikeloom.training.event_batches import EventFrames
 from spikeloom.training.frame_store import StoredFrames, store_frames
 
 CPU = torch.device("cpu")
@@ -51,19 +52,52 @@ def test_cifar10_dvs_is_binned_while_it_is_read(tmp_path: Path) -> None:
     assert limited.labels.tolist() == [0, 2, 4, 6, 8]  # 0, 18, 36, ... of 90
 
 
-def test_counts_above_255_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("events", "dtype"),
+    [(255, torch.uint8), (256, torch.int16), (32_767, torch.int16), (32_768, torch.int32)],
+    ids=["255", "256", "32767", "32768"],
+)
+def test_counts_are_kept_in_the_smallest_dtype(events: int, dtype: torch.dtype) -> None:
     data = Data("cifar10_dvs", T=1, encoding="count", duration_us=10**6)
+    most = events
 
     class Bursts:
         def pack(self, indices: Sequence[int]) -> PackedEvents:
-            events = 300 if indices[0] else 3
+            events = most if indices[0] == 1 else 3
             zero = torch.zeros(events, dtype=torch.int16)
             offsets, labels = torch.tensor([0, events]), torch.tensor(indices)
             return PackedEvents(torch.arange(events), zero, zero, zero.to(torch.uint8), offsets, 2, 2, labels)
 
-    stored = store_frames(Bursts(), [[0], [1]], data)
-    assert stored.frames[:, 0, 0, 0, 0].tolist() == [3, 300]
-    assert stored.labels.tolist() == [0, 1]
+    stored = store_frames(Bursts(), [[0], [1], [2]], data)
+    assert stored.frames[:, 0, 0, 0, 0].tolist() == [3, most, 3]
+    assert stored.frames.dtype == dtype
+    assert stored.labels.tolist() == [0, 1, 2]
+
+
+def test_one_part_with_many_counts_widens_the_kept_frames() -> None:
+    counts = [3] * 256 + [300]  # parts of 256 recordings are binned at once
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    zero = torch.zeros(sum(counts), dtype=torch.int16)
+    t, labels = torch.zeros(sum(counts), dtype=torch.int64), torch.zeros(257, dtype=torch.int64)
+    packed = PackedEvents(t, zero, zero, zero.to(torch.uint8), offsets, 2, 2, labels)
+    kept = EventFrames(packed, Data("nmnist", T=1, encoding="count"), CPU, Augment())
+    assert kept._frames is not None
+    assert kept._frames.dtype == torch.int16
+    assert kept.plain(torch.tensor([0, 256]))[0, :, 0, 0, 0].tolist() == [3, 300]
+
+
+def test_a_part_without_recordings_names_the_rule_of_the_split(tmp_path: Path) -> None:
+    data = Data("cifar10_dvs", root=str(write_cifar10_dvs(tmp_path, count=9)), T=2)
+    assert len(load_train(data)[0]) == 90
+    with pytest.raises(ValueError, match=r"cifar10_dvs has no recordings in this part; .*90 %, .* needs 10 recordings"):
+        load_test(data)
+
+
+def test_gestures_without_a_row_are_refused(tmp_path: Path) -> None:
+    root = write_gestures(tmp_path)
+    (root / "DvsGesture" / "user24_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n")
+    with pytest.raises(ValueError, match=r"dvs_gesture has no recordings in this part; .* trials_to_test\.txt"):
+        load_test(Data("dvs_gesture", root=str(root)))
 
 
 def test_gestures_of_recordings_and_of_clips(tmp_path: Path) -> None:

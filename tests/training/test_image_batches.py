@@ -87,8 +87,42 @@ def test_mixed_batches_have_shares_as_targets_until_mixing_ends(cifar: Data) -> 
     own = torch.nn.functional.one_hot(labels, 10).float()
     lam = (shares - own.flip(0))[(own - own.flip(0)).abs() > 0] / (own - own.flip(0))[(own - own.flip(0)).abs() > 0]
     torch.testing.assert_close(lam, lam[:1].expand_as(lam))  # one share for the whole batch
-    torch.testing.assert_close(x, lam[0] * images + (1 - lam[0]) * images.flip(0))
+    std = torch.tensor(source(cifar).std).view(3, 1, 1)
+    error = (x - (lam[0] * images + (1 - lam[0]) * images.flip(0))) * 255 * std
+    assert 0.4 < error.abs().max() < 0.501  # mixed pixels are rounded
     assert next(batches.shuffled(0, 2))[1].shape == (20,)
+
+
+@pytest.mark.parametrize("mixing", [Augment(mixup=1.0), Augment(cutmix=1.0)], ids=["mixup", "cutmix"])
+def test_images_are_erased_after_they_are_mixed(mixing: Augment) -> None:
+    values = torch.arange(8, dtype=torch.uint8) * 16 + 130
+    images = Images(values.view(8, 1, 1, 1).expand(8, 3, 32, 32).contiguous(), torch.arange(8), ("x",) * 10, "constant")
+    data = Data("cifar10")
+    batches = Batches(images, data, 8, CPU, replace(mixing, erase=1.0))
+    x, shares = next(batches.shuffled(0, 0))
+    assert (shares > 0).sum(1).tolist() == [2] * 8
+    erased = (x == 0).all(1)
+    assert (erased.flatten(1).sum(1) > 10).all()
+    found = source(data)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (found.mean, found.std))
+    pixels = (x * std + mean) * 255
+    for sample, box in zip(pixels, erased, strict=True):  # a box mixed with another image would add a value below 130
+        kept = sample[:, ~box]
+        assert kept.min() > 129.9
+        torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
+        assert len(kept[0].round().unique()) <= (1 if mixing.mixup else 2)
+
+
+def test_an_incomplete_last_batch_can_be_dropped(cifar: Data) -> None:
+    train, dropping = load_train(cifar)[0], replace(cifar, drop_last=True)
+    kept, dropped = (Batches(train, data, 8, CPU, EVERYTHING) for data in (cifar, dropping))
+    assert (len(kept), len(dropped)) == (3, 2)
+    pairs = zip(kept.shuffled(0, 0), dropped.shuffled(0, 0), strict=False)
+    sizes = [(len(y), torch.equal(x, other)) for (x, _), (other, y) in pairs]
+    assert sizes == [(8, True), (8, True)]
+    assert sum(len(y) for _, y in dropped.in_order()) == 20
+    with pytest.raises(ValueError, match=r"20 recordings to train on, and Data\.drop_last leaves no batch of 21"):
+        next(Batches(train, dropping, 21, CPU).shuffled(0, 0))
 
 
 def test_shifts_move_black_pixels_in(fashion: Data) -> None:
@@ -103,6 +137,7 @@ def test_shifts_move_black_pixels_in(fashion: Data) -> None:
         ("cifar10", Augment(drop=0.1), "cifar10 has images, and Augment.drop changes events"),
         ("cifar10", Augment(frame_op=True), "cifar10 has images, and Augment.frame_op"),
         ("cifar10", Augment(rand_augment="m9"), "expected 'rand' and sections"),
+        ("cifar10", Augment(rand_augment="rand-m9-m3"), "has a section twice"),
         ("nmnist", Augment(rand_augment="rand-m9"), "nmnist has events, and Augment.rand_augment"),
         ("saccade_mnist", Augment(erase=0.1), "saccade_mnist has events, and Augment.erase"),
         ("cifar10_dvs", Augment(rotate_degrees=3.0), "binned when they are read, and Augment.rotate_degrees"),
@@ -116,6 +151,8 @@ def test_what_cannot_be_done_to_the_data_is_refused(name: str, augment: Augment,
 def test_images_are_not_cropped() -> None:
     with pytest.raises(ValueError, match=r"cifar10 has images, and Data\.crop cuts frames of events"):
         check_augment(Augment(), Data("cifar10", crop=28))
+    with pytest.raises(ValueError, match=r"cifar10 has images, and Data\.pool"):
+        check_augment(Augment(), Data("cifar10", pool=2))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "cifar10_dvs", "dvs_gesture"])

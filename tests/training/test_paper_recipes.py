@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from rich.console import Console
 from spikeloom_tests.training.tiny_files import write_cifar, write_cifar10_dvs, write_clips
 
+from spikeloom.models import create_model
 from spikeloom.training import fit, get_recipe, list_recipes
 from spikeloom.training.optim import learning_rate
+from spikeloom.training.sources import check_augment
 
 PAPER = [name for name in list_recipes() if name.endswith("_paper")]
 SMALL: dict[str, dict[str, Any]] = {
@@ -35,7 +38,8 @@ NUMBERS = {  # epochs with 10 of cooldown, batch, peak rate, lowest rate, warm-u
     "qkformer_gesture_paper": (202, 16, 1e-3, 2e-5, 10, 1e-5),
     "sdt_cifar10_paper": (310, 64, 3e-4, 1e-5, 20, 1e-6),
     "sdt_cifar100_paper": (310, 64, 3e-4, 1e-5, 20, 1e-6),
-    "sdt_cifar10dvs_paper": (106, 16, 1e-3, 1e-5, 10, 1e-5),
+    "sdt_cifar10dvs_paper": (210, 32, 7.5e-3, 3e-4, 10, 1e-3),
+    "sdt_gesture_paper": (210, 16, 3e-4, 1e-5, 10, 1e-6),
 }
 
 
@@ -54,7 +58,7 @@ def test_it_builds_reads_and_takes_steps(name: str, roots: dict[str, Path], tmp_
     recipe = get_recipe(name)
     T = 2 if recipe.data.name.startswith("cifar1") else 4
     data = replace(recipe.data, root=str(roots[recipe.data.name]), T=T, limit=4, allow_partial=True)
-    small = replace(recipe, model_args=SMALL[recipe.model], data=data, epochs=1, batch_size=2)
+    small = replace(recipe, model_args=recipe.model_args | SMALL[recipe.model], data=data, epochs=1, batch_size=2)
     result = fit(small, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert result.test.samples == min(4, {"cifar10": 2, "cifar100": 2}.get(recipe.data.name, 4))
     assert math.isfinite(result.test.mean_loss)
@@ -68,26 +72,52 @@ def test_its_numbers_are_those_of_the_paper(name: str) -> None:
     optim = recipe.optim
     found = (recipe.epochs, recipe.batch_size, optim.lr, optim.min_lr, optim.warmup_epochs, optim.warmup_lr)
     assert found == NUMBERS[name]
-    assert (optim.weight_decay, optim.betas, optim.clip_norm, recipe.ema) == (0.06, (0.9, 0.999), None, None)
+    decay = 1e-4 if name == "sdt_cifar10dvs_paper" else 0.06
+    assert (optim.weight_decay, optim.betas, optim.clip_norm, recipe.ema) == (decay, (0.9, 0.999), None, None)
     assert recipe.loss.label_smoothing == 0.1
-    assert recipe.bf16 == (not name.startswith("sdt"))
+    assert recipe.bf16 == (name not in ("sdt_cifar10_paper", "sdt_cifar100_paper"))
     assert "paper's accuracy" in list_recipes()[name]
     rates = [learning_rate(epoch * 7, recipe.epochs * 7, 7, optim) for epoch in range(recipe.epochs)]
     assert rates[0] == optim.warmup_lr
     assert rates[-10:] == [optim.min_lr] * 10
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_its_augmentation_is_that_of_the_paper(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PAPER if "cifar10_" in name or "cifar100_" in name])
+def test_its_changes_of_images_are_those_of_the_paper(name: str) -> None:
     recipe = get_recipe(name)
     augment, data = recipe.augment, recipe.data
-    assert (augment.flip, augment.mixup, augment.cutmix) == (0.5, 0.5, 0.0)
-    if "dvs" in data.name:
-        assert (data.T, data.split, data.encoding) == (16, "number", "count")
-        assert (augment.frame_op, augment.mix_prob, augment.mix_epochs) == (True, 0.5, None)
-        assert recipe.loss.name == ("tet" if name.startswith("sdt") else "rate")
-    else:
-        assert data.T == 4
-        assert (augment.rand_augment, augment.mix_prob, augment.mix_epochs) == ("rand-m9-n1-mstd0.4-inc1", 1.0, 200)
-        assert augment.erase == (0.0 if name.startswith("sdt") else 0.25)
-        assert (augment.erase_mode, augment.shift_px) == ("const", 0)
+    assert (data.T, data.drop_last, recipe.loss.name) == (4, True, "rate")
+    assert (augment.flip, augment.shift_px, augment.cutmix) == (0.5, 0, 0.0)
+    assert (augment.mixup, augment.mix_prob, augment.mix_epochs) == (0.5, 1.0, 200)
+    kept = "five" if name.startswith("spikformer") else "all"
+    assert (augment.rand_augment, augment.rand_operations) == ("rand-m9-n1-mstd0.4-inc1", kept)
+    assert (augment.erase, augment.erase_mode) == (0.0 if name.startswith("sdt") else 0.25, "const")
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if "dvs" in name or "gesture" in name])
+def test_its_changes_of_frames_are_those_of_the_paper(name: str) -> None:
+    recipe, ours = get_recipe(name), name.startswith("sdt")
+    augment, data = recipe.augment, recipe.data
+    assert (data.split, data.encoding, data.drop_last) == ("number", "count", not ours)
+    assert (data.T, data.pool) == ((10, 2) if name == "sdt_cifar10dvs_paper" else (16, 1))
+    assert (augment.flip, augment.frame_op, augment.cutmix) == (0.5, True, 0.0)
+    mixing = (augment.mixup, augment.mix_prob, augment.mix_epochs)
+    assert mixing == ((0.0, 1.0, None) if ours else (0.5, 0.5, 75))
+    assert recipe.loss.name == ("tet" if name == "sdt_cifar10dvs_paper" else "rate")
+
+
+def test_the_spike_driven_transformers_for_events_have_the_poolings_of_the_configuration_files() -> None:
+    objects, gestures = get_recipe("sdt_cifar10dvs_paper"), get_recipe("sdt_gesture_paper")
+    assert (objects.loss.tet_lambda, objects.loss.tet_mean) == (0.001, 1.0)
+    for recipe, digits, size in ((objects, "0011", (64, 64)), (gestures, "0111", (128, 128))):
+        model = create_model(recipe.model, **recipe.model_args, T=recipe.data.T)
+        assert "".join(str(int(pool)) for pool in model.config.pools) == digits
+        assert model.config.input_size == size
+
+
+@pytest.mark.parametrize("name", ["spikformer_cifar10_paper", "qkformer_cifar10_paper"])
+def test_a_recipe_for_cifar_says_early_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe(name)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.v2.functional", None)
+    with pytest.raises(ImportError, match=r"pip install 'spikeloom\[images\]'"):
+        check_augment(recipe.augment, recipe.data)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from spikeloom.models import is_model
+from spikeloom.models import MaskedConfig, is_model
 from spikeloom.training import Augment, Data, Loss, Optim, Recipe, get_recipe, list_recipes, recipe, recipes
 from spikeloom.training.recipe import differences, read_recipe
-from spikeloom.training.sources import SOURCES
+from spikeloom.training.sources import SOURCES, check_augment
 
+RECONSTRUCT: dict[str, Any] = {"task": "reconstruct", "data": Data(T=1)}
 CHANGED = Recipe(
     model="conv_snn_tiny",
     model_args={"widths": [4, 8], "dropout": 0.5},
@@ -76,11 +77,41 @@ def test_a_duplicate_recipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         (Augment, {"mix_prob": 1.5}, "Augment.mix_prob is 1.5; expected 0 to 1"),
         (Augment, {"mixup": -0.1}, "Augment.mixup"),
         (Loss, {"label_smoothing": 1.0}, "Loss.label_smoothing is 1.0"),
+        (
+            Recipe,
+            {"epochs": 30, "optim": Optim(warmup_epochs=20, cooldown_epochs=10)},
+            "epochs is 30, of which warm-up takes 20 and cooldown 10; expected more than both. Raise --epochs",
+        ),
+        (Recipe, {"mask": MaskedConfig(ratio=0.5)}, "task is 'classify', and mask changes nothing"),
+        (Recipe, {**RECONSTRUCT, "augment": Augment(mixup=0.5)}, r"and augment\.mixup changes nothing"),
+        (Recipe, {**RECONSTRUCT, "augment": Augment(cutmix=0.5)}, r"and augment\.cutmix changes nothing"),
+        (Recipe, {**RECONSTRUCT, "loss": Loss(label_smoothing=0.1)}, "task is 'reconstruct', and loss changes nothing"),
     ],
 )
 def test_impossible_values_are_refused(build: type, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_schedules_that_fit_are_taken() -> None:
+    assert Recipe(epochs=31, optim=Optim(warmup_epochs=20, cooldown_epochs=10)).epochs == 31
+    assert Recipe(epochs=2, optim=Optim(warmup_epochs=5)).epochs == 2  # warm-up alone
+    assert Recipe(epochs=1, optim=Optim(warmup_epochs=20, cooldown_epochs=10)).epochs == 1  # a try
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"encoding": "sqrt"}, "--data.encoding binary"),
+        ({"split": "number"}, "--data.split time"),
+        ({"duration_us": 5}, "--data.duration-us 300000"),
+        ({"pool": 2}, "--data.pool 1"),
+        ({"crop": 28}, "--data.crop None"),
+    ],
+)
+def test_images_are_not_binned(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"cifar10 has images, .*{next(iter(changes))}.* Pass {flag}\."):
+        check_augment(Augment(), Data("cifar10", **changes))
 
 
 @pytest.mark.parametrize(

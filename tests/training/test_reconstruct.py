@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from spikeloom.models import MaskedAutoencoder, MaskedConfig, SpikformerV2
+from spikeloom.models.masked_stem import random_kept
 from spikeloom.training import Data, Optim, Recipe, Result, cli, fit, get_recipe, load_model, recipes, run, sources
 from spikeloom.training.checkpoint import require_checkpoint
 from spikeloom.training.energy_cli import energy
@@ -125,7 +126,9 @@ def test_fine_tuning_starts_from_the_encoder_with_a_fresh_head(
     first = pretraining(recordings)
     monkeypatch.setattr(recipes, "_RECIPES", {"first": lambda: first})
     frozen = Optim(lr=1e-30, weight_decay=0.0)
-    tuned = replace(first, task="classify", data=replace(first.data, T=2), optim=frozen, ema=None, epochs=1)
+    tuned = replace(
+        first, task="classify", mask=MaskedConfig(), data=replace(first.data, T=2), optim=frozen, ema=None, epochs=1
+    )
     tuned = replace(tuned, pretrain="first")
     out = tmp_path / "run"
     result = fit(tuned, out, device="cpu", console=Console(width=400))
@@ -173,6 +176,23 @@ def test_the_commands(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFi
         energy([out, "--device", "cpu"])
 
 
+@pytest.mark.parametrize(
+    ("grid", "ratio", "keep"),
+    [((2, 5), 0.9, 1), ((10, 10), 0.9, 10), ((14, 14), 0.75, 49), ((1, 3), 0.666, 1), ((4, 4), 0.7, 4)],
+    ids=str,
+)
+def test_as_many_patches_are_kept_as_the_ratio_says(grid: tuple[int, int], ratio: float, keep: int) -> None:
+    assert random_kept(2, grid, ratio, torch.Generator()).patches.shape == (2, keep)
+
+
+def test_the_ratio_that_a_message_advises_keeps_a_patch() -> None:
+    for count in range(2, 400):
+        with pytest.raises(ValueError, match="keeps none") as caught:
+            random_kept(1, (1, count), 0.9999, torch.Generator())
+        advised = float(str(caught.value).partition("at most ")[2].partition(",")[0])
+        assert random_kept(1, (1, count), advised, torch.Generator()).patches.shape[1] >= 1
+
+
 def test_impossible_settings_are_refused(recordings: Path, tmp_path: Path) -> None:
     recipe = pretraining(recordings)
     with pytest.raises(ValueError, match=r"task is 'reconstruct' and data.T is 8; expected T=1"):
@@ -181,7 +201,8 @@ def test_impossible_settings_are_refused(recordings: Path, tmp_path: Path) -> No
         quiet(replace(recipe, model="conv_snn_tiny", model_args={}), tmp_path / "a")
     with pytest.raises(ValueError, match="multiples of 8"):
         quiet(replace(recipe, data=replace(recipe.data, crop=None)), tmp_path / "b")
-    classifier = replace(recipe, task="classify", epochs=1)
+    assert not (tmp_path / "b").exists()
+    classifier = replace(recipe, task="classify", mask=MaskedConfig(), epochs=1)
     quiet(classifier, tmp_path / "c")
     with pytest.raises(ValueError, match="holds another model"):
         quiet(replace(recipe, init=str(tmp_path / "c")), tmp_path / "d")

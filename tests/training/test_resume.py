@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from spikeloom.training import Recipe, Result, TrainingInterrupted, fit, loop, recipes, run
+from spikeloom.training import Augment, Data, Recipe, Result, TrainingInterrupted, fit, loop, recipes, run
 from spikeloom.training.checkpoint import read_description, read_state, require_checkpoint
 from spikeloom.training.log import RunLog
+from spikeloom.training.recipe import read_recipe
 
 EXACT = ("loss", "accuracy", "validation_loss", "validation_accuracy", "lr", "epoch", "step")
 
@@ -170,17 +171,114 @@ def test_a_run_that_cannot_start_leaves_no_folder(tiny: Recipe, tmp_path: Path) 
         quiet(replace(tiny, data=replace(tiny.data, root=str(tmp_path / "nowhere"))), tmp_path / "run")
     with pytest.raises(ValueError, match="no model 'conv_snn_teeny'"):
         quiet(replace(tiny, model="conv_snn_teeny"), tmp_path / "run")
+    train_alone = tmp_path / "train_alone"
+    train_alone.mkdir()
+    (train_alone / "Train").symlink_to(Path(str(tiny.data.root)) / "Train")
+    with pytest.raises(FileNotFoundError, match="Test"):
+        quiet(replace(tiny, data=replace(tiny.data, root=str(train_alone))), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"Data\.crop is 64, but the frames"):
+        quiet(replace(tiny, data=replace(tiny.data, crop=64)), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"drop_last leaves no batch of 41 of the 40 recordings"):
+        quiet(replace(tiny, data=replace(tiny.data, drop_last=True), batch_size=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_first_stage_that_cannot_start_leaves_no_folder(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(tiny, augment=Augment(), data=Data("cifar10_dvs", root=str(tmp_path / "nowhere")))
+    monkeypatch.setattr(recipes, "_RECIPES", {"first_stage": lambda: gone})
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        quiet(replace(tiny, pretrain="first_stage"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_stage_has_the_frames_and_the_limit_of_the_second(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "_RECIPES", {"first_stage": lambda: replace(tiny, epochs=1)})
+    data = replace(tiny.data, duration_us=100_000, limit=16, T=2, crop=34, encoding="count")
+    quiet(replace(tiny, pretrain="first_stage", epochs=1, data=data), tmp_path / "run")
+    assert read_recipe(tmp_path / "run" / "pretrain" / "recipe.json").data == data
+    assert read_description(require_checkpoint(tmp_path / "run" / "pretrain")).step == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = iter([1.0] * 7 + [float("nan")])
+    steps = iter([1.0] * 8 + [float("nan")])  # one recording is tried before the first step
     monkeypatch.setattr(loop, "make_loss", lambda config: lambda logits, labels: logits.mean() * next(steps))
     with pytest.raises(FloatingPointError, match=r"The loss is nan at step 7 .* Lower --lr"):
         quiet(tiny, tmp_path / "run")
     assert read_description(require_checkpoint(tmp_path / "run")).step == 5
+
+
+class _Spoiled(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0] * float("nan")
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    clip_norm: float | None, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(99))
+
+    def spoil(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = logits.square().mean()
+        return _Spoiled.apply(loss) if next(calls) == 8 else loss  # type: ignore[no-untyped-call, no-any-return]
+
+    monkeypatch.setattr(loop, "make_loss", lambda config: spoil)
+    with pytest.raises(FloatingPointError, match=r"norm of the gradient is nan at step 7 .* Lower --lr"):
+        quiet(replace(tiny, optim=replace(tiny.optim, clip_norm=clip_norm)), tmp_path / "run")
+    checkpoint = require_checkpoint(tmp_path / "run")
+    assert read_description(checkpoint).step == 5
+    assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_no_clipping_changes_no_gradient(tiny: Recipe, tmp_path: Path) -> None:
+    for name, clip_norm in (("none", None), ("high", 1e30)):
+        quiet(replace(tiny, epochs=1, optim=replace(tiny.optim, clip_norm=clip_norm)), tmp_path / name)
+    assert_same_run(tmp_path / "none", tmp_path / "high")
+
+
+def test_recordings_that_moved_are_resumed(
+    recordings: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(tiny, tmp_path / "whole")
+    with stopping(7, monkeypatch):
+        quiet(tiny, tmp_path / "cut")
+    (tmp_path / "moved").symlink_to(recordings)
+    there = replace(tiny, data=replace(tiny.data, root=str(tmp_path / "moved")))
+    quiet(there, tmp_path / "cut", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert read_recipe(tmp_path / "cut" / "recipe.json") == there
+
+
+def test_a_start_that_failed_can_be_repeated(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any) -> Any:
+            raise SystemExit(9)
+
+        patch.setattr(run, "train_epoch", killed)
+        with pytest.raises(SystemExit):
+            quiet(tiny, out)
+    assert {path.name for path in out.iterdir()} == {"recipe.json", "log.jsonl"}
+    with pytest.raises(ValueError, match="other settings: epochs 3 -> 1"):
+        quiet(replace(tiny, epochs=1), out)
+    quiet(tiny, out)
+    assert len(epochs(out)) == 3
+    with pytest.raises(FileExistsError, match="is not empty"):
+        quiet(tiny, out)
 
 
 @pytest.mark.parametrize("step", [2, 8])
