@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from spikeloom.models.config import nearest, to_json
-from spikeloom.models.registry import Entry, Published, default_config, describe, is_model, list_models
+from spikeloom.models.registry import TOP_1, Entry, Published, default_config, describe, is_model, list_models
 from spikeloom.models.sizes import Size, size_of
 
 _TYRO = (tyro.conf.FlagCreatePairsOff,)
 _NOTE = (
-    "Parameters and multiply-accumulates (MACs) are counted here, the latter dense and per time step; accuracies are "
-    "those that the paper printed (top-1), none was measured here. `spikeloom models NAME` shows one model in full."
+    "Parameters and multiply-accumulates (MACs) are counted here, the latter dense and per time step; results are "
+    "those that the paper printed (% is top-1), none was measured here. `spikeloom models NAME` shows one in full."
 )
 _MARK = "* with a note: `spikeloom models NAME`"
 
@@ -76,7 +76,7 @@ def as_json(name: str) -> dict[str, Any]:
         "parameters": size.parameters,
         "parts": dict(size.parts),
         "macs_per_step": size.macs,
-        "input": dict(zip("TCHW", (size.T, *size.shape), strict=True)),
+        "input": dict(zip("TN" if len(size.shape) == 1 else "TCHW", (size.T, *size.shape), strict=False)),
         "published": [to_json(result) for result in entry.published],
         "config": to_json(default_config(name)),
     }
@@ -120,7 +120,7 @@ def published_line(published: tuple[Published, ...]) -> str:
     """
     results, seen = [], set()
     for result in published:
-        words = percent(result.accuracy) + ("*" if result.note else "")
+        words = printed(result) + ("*" if result.note else "")
         words = f"{result.dataset} {words}" if result.dataset not in seen else words
         clause = re.split(r"[,;]", result.note)[0]
         words += f" ({clause})" if result.dataset in seen and clause else ""
@@ -136,7 +136,12 @@ def card(name: str) -> RenderableType:
     facts.add_row("class", f"{entry.kind.__module__}.{entry.kind.__name__}")
     if entry.paper:
         facts.add_row("paper", Text(entry.paper))
-    facts.add_row("input", f"{axes(size)} (T x C x H x W)")
+    facts.add_row(
+        "input",
+        f"{axes(size)} (T x {'C x H x W' if size.shape[1:] else 'N'})"
+        if size.shape
+        else f"{axes(size)}: token ids [T, B]",
+    )
     facts.add_row("MACs", f"{amount(size.macs)} per time step, dense")
     sections: list[tuple[str, RenderableType]] = [
         ("Parameters", _parts_table(size)),
@@ -166,7 +171,7 @@ def _published_table(entry: Entry) -> RenderableType:
         return Text("nothing", style="dim")
     table = Table.grid(padding=(0, 2))
     for result in entry.published:
-        table.add_row(result.dataset, percent(result.accuracy), Text(result.note, style="dim"))
+        table.add_row(result.dataset, printed(result), Text(result.note, style="dim"))
     return table
 
 
@@ -179,6 +184,18 @@ def _config_table(name: str) -> Table:
 
 def usage(name: str, size: Size) -> str:
     """Lines to copy."""
+    if not size.shape:
+        return (
+            "from spikeloom.models import create_model\n"
+            f'model = create_model("{name}")\n'
+            "logits = model(ids)  # ids: token ids [T, B], tokens along the first axis"
+        )
+    if len(size.shape) == 1:
+        return (
+            "from spikeloom.models import create_model\n"
+            f'model = create_model("{name}", num_classes=10)\n'
+            f"outputs = model(x)  # x: [T, B, {size.shape[0]}]; outputs of every step"
+        )
     C, H, W = size.shape
     frames = f"[T, B, {C}, {H}, {W}]" if size.T is None else f"[{size.T}, B, {C}, {H}, {W}]"
     images = "" if size.T is None else f"images [B, {C}, {H}, {W}] or "
@@ -191,7 +208,9 @@ def usage(name: str, size: Size) -> str:
 
 
 def axes(size: Size) -> str:
-    """`4 x 3 x 32 x 32`, or `T x 2 x 34 x 34` where any number of steps will do."""
+    """`4 x 3 x 32 x 32`, or `T x 2 x 34 x 34` where any number of steps will do; `T tokens` of a language model."""
+    if not size.shape:
+        return "T tokens" if size.T is None else f"{size.T} tokens"
     return " x ".join(str(n) for n in ("T" if size.T is None else size.T, *size.shape))
 
 
@@ -201,6 +220,11 @@ def amount(n: int) -> str:
         if n >= step:
             return f"{n / step:.2f} {unit}"
     return str(n)
+
+
+def printed(result: Published) -> str:
+    """`95.51 %`, or `39.75 perplexity`."""
+    return percent(result.accuracy) if result.metric == TOP_1 else f"{result.accuracy:g} {result.metric}"
 
 
 def percent(value: float) -> str:

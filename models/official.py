@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.models.config import nearest
-from spikeloom.models.registry import create_model, list_models
+from spikeloom.models.registry import create_model, default_config, list_models
 
 FUSED = "qkv"
 """Our module for the maps to q, k and v in one: a third of the rows of each of its tensors belongs to each."""
@@ -278,8 +278,10 @@ def _is_dead(family: Family, key: str) -> bool:
 
 
 def _fits(theirs: Tensor, ours: Tensor) -> bool:
-    """Equal shapes, up to the axes of one entry that a 1 x 1 convolution's weight has at its end."""
+    """Equal shapes, up to axes of one entry: of a 1 x 1 convolution at the end, in front of a value per channel."""
     shape = list(theirs.shape)
+    while ours.ndim == 1 and len(shape) > 1 and shape[0] == 1:
+        shape.pop(0)
     while len(shape) > ours.ndim and shape[-1] == 1:
         shape.pop()
     return shape == list(ours.shape)
@@ -305,8 +307,9 @@ def fitting_variants(family: str, state: Mapping[str, Tensor]) -> list[str]:
     known, fitting = _family(family), []
     classes = state["head.bias"].numel() if "head.bias" in state else 0
     for variant in list_models(known.models):
+        overrides = {"num_classes": classes} if hasattr(default_config(variant), "num_classes") else {}
         with torch.device("meta"):
-            own = create_model(variant, num_classes=classes).state_dict()
+            own = create_model(variant, **overrides).state_dict()
         names = {translate(family, key, own): key for key in state if not _is_dead(known, key)}
         if names.keys() == set(_places(own, names)) and all(
             _fits(state[key], _part(own, name)) for name, key in names.items()

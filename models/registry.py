@@ -5,6 +5,8 @@ A registered model takes overrides of its configuration and is a module with
 * `config`: a frozen dataclass of plain values, enough to build the module again;
 * `num_classes`, `reset_classifier(num_classes)`; with `num_classes=0` the output is that of `forward_features`;
 * `forward_features(x)`, `forward_head(features)` and `forward(x)`, `[T, B, ...]` in, logits `[T, B, num_classes]` out.
+
+A language model has `vocab_size` in its configuration, no `num_classes`, and takes token ids `[T, B]`.
 """
 
 from __future__ import annotations
@@ -25,18 +27,22 @@ from spikeloom.models.config import configure, nearest, to_json
 F = TypeVar("F", bound=Callable[..., nn.Module])
 UNREAD = "not re-read in the paper"
 """Note of a published result that is widely quoted and was not looked up in its paper again."""
+TOP_1 = "top-1 %"
+"""Metric of a published accuracy."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A result as its paper printed it, never one of ours: top-1 accuracy in percent.
+    """A result as its paper printed it, never one of ours: top-1 accuracy in percent, or what `metric` says.
 
     note: what sets it apart, such as another resolution, and where it was read if not in the paper.
+    metric: of a result that is no accuracy, its measure, such as "perplexity"; `accuracy` is then its value.
     """
 
     dataset: str
     accuracy: float
     note: str = ""
+    metric: str = TOP_1
 
 
 @dataclass(frozen=True)

@@ -23,31 +23,33 @@ from spikeloom.models.registry import create_model, default_config
 class Size:
     """parameters: all of them. parts: those of each child of the model. macs: per time step of one sample.
 
-    T: time steps of an image; None: any number of frames. shape: (C, H, W) of an input.
+    T: time steps of an image; None: any number of frames. shape: (C, H, W) of an input, (N,) of a vector; () where
+    it is a token id.
     """
 
     parameters: int
     parts: Mapping[str, int]
     macs: int
     T: int | None
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
 
 def size_of(name: str, **overrides: Any) -> Size:
     """The size of a registered model.
 
     Raises:
-        ValueError: no such model, no such field, or a configuration without `in_channels` and `input_size`.
+        ValueError: no such model, no such field, or a configuration that does not say what the model takes.
     """
     defaults = default_config(name)
     T = overrides.get("T", getattr(defaults, "T", None))
-    one_step = {"T": 1} if hasattr(defaults, "T") else {}
+    one_step: dict[str, Any] = {"T": 1} if hasattr(defaults, "T") else {}
+    one_step |= {"tail": "none"} if hasattr(defaults, "tail") else {}  # steps that a delay network runs on for
     with torch.device("meta"):
         model = create_model(name, **{**overrides, **one_step})
     shape = input_shape(model.config, name)
     counter = _Macs()
     with torch.no_grad(), counter:
-        model.eval()(torch.empty(1, 1, *shape, device="meta"))
+        model.eval()(torch.empty(1, 1, *shape, device="meta", dtype=torch.float32 if shape else torch.int64))
     parts = {key: sum(p.numel() for p in child.parameters()) for key, child in model.named_children()}
     parts |= {key: value.numel() for key, value in model.named_parameters(recurse=False)}
     return Size(parameters(model), {key: n for key, n in parts.items() if n}, counter.total, T, shape)
@@ -58,13 +60,17 @@ def parameters(model: nn.Module) -> int:
     return sum(value.numel() for value in model.parameters())
 
 
-def input_shape(config: Any, name: str) -> tuple[int, int, int]:
-    """(C, H, W) by a model's configuration.
+def input_shape(config: Any, name: str) -> tuple[int, ...]:
+    """(C, H, W) by a model's configuration, (N,) of sequences; () of a language model.
 
     Raises:
         ValueError: it does not say.
     """
     known = {field.name for field in fields(config)}
+    if "vocab_size" in known:
+        return ()
+    if "in_features" in known:
+        return (int(config.in_features),)
     if not {"in_channels", "input_size"} <= known:
         raise ValueError(f"The configuration of {name} has no in_channels and input_size, so its input is not known.")
     size = config.input_size

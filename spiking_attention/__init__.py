@@ -3,6 +3,7 @@
 if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.spiking_attention", name=__name__)
 
+from spikeloom.spiking_attention.channel_mix import ChannelMix
 from spikeloom.spiking_attention.conv_block import ConvBlock
 from spikeloom.spiking_attention.e_sdsa import ESDSA
 from spikeloom.spiking_attention.e_sdsa_large import ESDSALarge
@@ -19,11 +20,15 @@ from spikeloom.spiking_attention.sdsa import SDSA
 from spikeloom.spiking_attention.sdsa_repconv import SDSARepConv
 from spikeloom.spiking_attention.sepconv import SepConv
 from spikeloom.spiking_attention.ssa import SSA
+from spikeloom.spiking_attention.time_mix import TimeMix
+from spikeloom.spiking_attention.wkv import WKV
 
 __all__ = [
     "ESDSA",
     "SDSA",
     "SSA",
+    "WKV",
+    "ChannelMix",
     "ConvBlock",
     "ESDSALarge",
     "IntegerMLP",
@@ -39,6 +44,7 @@ __all__ = [
     "SDSARepConv",
     "SepConv",
     "SpikingMLP",
+    "TimeMix",
     "fires_if_any",
     "membrane_depthwise",
 ]

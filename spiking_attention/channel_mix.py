@@ -35,8 +35,11 @@ class ChannelMix(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        halves = {f"time_mix_{name}": nn.Parameter(torch.full((features,), 0.5)) for name in "kr"}
-        self.mix = Neuron(mix_two, **halves)
+
+        def halves() -> nn.Parameter:
+            return nn.Parameter(torch.full((features,), 0.5))
+
+        self.mix = Neuron(mix_two, time_mix_k=halves(), time_mix_r=halves())
         self.key = Linear(features, 4 * features, bias=False)
         self.value = Linear(4 * features, features, bias=False)
         self.receptance = Linear(features, features, bias=False)

@@ -39,8 +39,11 @@ class TimeMix(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        halves = {f"time_mix_{name}": nn.Parameter(torch.full((features,), 0.5)) for name in "kvr"}
-        self.mix = Neuron(mix_three, **halves)
+
+        def halves() -> nn.Parameter:
+            return nn.Parameter(torch.full((features,), 0.5))
+
+        self.mix = Neuron(mix_three, time_mix_k=halves(), time_mix_v=halves(), time_mix_r=halves())
         self.key = Linear(features, features, bias=False)
         self.value = Linear(features, features, bias=False)
         self.receptance = Linear(features, features, bias=False)

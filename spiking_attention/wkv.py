@@ -8,8 +8,8 @@ are p e^o and q e^o: the exponent o is the largest so far, so that no exponentia
     m = max(o, u + k[t]);   y[t] = (e^{o-m} p + e^{u+k[t]-m} v[t]) / (e^{o-m} q + e^{u+k[t]-m})
     m = max(w + o, k[t]);   p, q, o = e^{w+o-m} p + e^{k[t]-m} v[t],  e^{w+o-m} q + e^{k[t]-m},  m
 
-Paper: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", arXiv:2305.13048. Keys, values and results are
-[T, B, C]; p, q and o are [B, C].
+Paper: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", arXiv:2305.13048. k, v and y are [T, B, C];
+p, q and o are [B, C].
 """
 
 from __future__ import annotations
@@ -57,6 +57,4 @@ class WKV(Neuron):
                 f"WKV got time_decay {list(time_decay.shape)} and time_first {list(time_first.shape)}; expected one "
                 "value per channel in each, [C]."
             )
-        super().__init__(
-            wkv, backend=backend, time_decay=nn.Parameter(time_decay), time_first=nn.Parameter(time_first)
-        )
+        super().__init__(wkv, backend=backend, time_decay=nn.Parameter(time_decay), time_first=nn.Parameter(time_first))

@@ -4,7 +4,11 @@ if "." not in __name__:
     raise ModuleNotFoundError("import this package as spikeloom.synapses", name=__name__)
 
 from spikeloom.synapses.conv_neuron import ConvNeuron
+from spikeloom.synapses.dcls import Dcls1d, Dcls2d, Dcls2dK1d
+from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d
+from spikeloom.synapses.delay_conv import DelayConv1d
 from spikeloom.synapses.fold import channels_last, fold, over_time, unfold
+from spikeloom.synapses.integer_delays import IntegerDelays
 from spikeloom.synapses.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -31,14 +35,21 @@ __all__ = [
     "Conv2d",
     "ConvNeuron",
     "ConvTranspose2d",
+    "Dcls1d",
+    "Dcls2d",
+    "Dcls2dK1d",
+    "DelayConv1d",
     "Dropout",
     "Flatten",
+    "IntegerDelays",
     "Linear",
     "MaxPool2d",
     "NormNeuron",
     "Projection",
     "SpikeLinear",
     "channels_last",
+    "construct_1d",
+    "construct_2d",
     "fold",
     "over_time",
     "unfold",

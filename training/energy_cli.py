@@ -258,7 +258,10 @@ def _model_work(options: EnergyOptions) -> Work:
         }
         steps = steps_of(recipe)
         return Work(model, batches.in_order(), batches.recordings, device, False, options.strict, setting, steps)
-    model = create_model(options.target, **({} if own is None else {"T": T})).to(device)
+    overrides: dict[str, Any] = {} if own is None else {"T": T}
+    if hasattr(default_config(options.target), "tail"):
+        overrides["tail"] = "none"  # the counter wants as many steps behind a layer as in front of it
+    model = create_model(options.target, **overrides).to(device)
     samples = options.samples or _RANDOM_SAMPLES
     shape = options.shape or _input_shape(model, options.target)
     frames = random_frames(shape, T, samples, options.batch_size or 16, options.density, options.seed, device)
@@ -275,7 +278,7 @@ def _changed(recipe: Recipe, options: EnergyOptions) -> Recipe:
 
 
 def _input_shape(model: nn.Module, name: str) -> tuple[int, ...]:
-    """(C, H, W) by the model's configuration.
+    """(C, H, W), or (channels,) of sequences, by the model's configuration.
 
     Raises:
         ValueError: it does not say.
@@ -286,6 +289,8 @@ def _input_shape(model: nn.Module, name: str) -> tuple[int, ...]:
             f"{name} reads token ids, and random frames are none. Count it from Python, on ids of a text: "
             "`with spikeloom.energy.count(model, strict=True) as run: model(ids)`, then `run.counts()`."
         )
+    if config is not None and hasattr(config, "in_features"):
+        return (int(config.in_features),)
     channels, size = getattr(config, "in_channels", None), getattr(config, "input_size", None)
     if channels is None or size is None:
         raise ValueError(f"The configuration of {name} does not say what frames it takes. Pass --shape C H W.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from spikeloom.energy.rules.elementwise import lead_rows
 from spikeloom.energy.rules.measure import add_call, check_static, level_tally
 from spikeloom.energy.scopes import ROLES, Role
 from spikeloom.neurons import Neuron, Recurrent
-from spikeloom.synapses import NormNeuron, layers
+from spikeloom.synapses import DelayConv1d, NormNeuron, layers
 
 if TYPE_CHECKING:
     from spikeloom.energy.run import Run
@@ -54,6 +54,23 @@ for _layer in (
 Delays = Callable[[Any], tuple[Tensor, Tensor, int]]
 
 
+@dataclass(frozen=True)
+class _Synapses:
+    """What a delay layer adds up: weights and whole-number delays [out, in], or [elements, in] with several per pair.
+
+    present: which of them there are; None: all. outputs: channels, if not one per row. elements: those that the dense
+    kernel has, if not all. bias: whether one is added.
+    """
+
+    weight: Tensor
+    delays: Tensor
+    longest: int
+    present: Tensor | None = None
+    outputs: int | None = None
+    elements: int | None = None
+    bias: bool = False
+
+
 def register_delays(kind: type[nn.Module], describe: Delays) -> None:
     """Have a class of delay layers counted by synapse, whatever it computes inside.
 
@@ -63,26 +80,61 @@ def register_delays(kind: type[nn.Module], describe: Delays) -> None:
         kind: the class; it maps x [T, B, in] to [T, B, out], y_t[o] = sum_i w[o, i] x_(t - d[o, i])[i].
         describe: module -> (weight [out, in], whole-number delays [out, in], longest possible delay).
     """
+    _register(kind, lambda module: _Synapses(*describe(module)))
 
+
+def _register(kind: type[nn.Module], describe: Callable[[Any], _Synapses]) -> None:
     def finish(run: Run, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        site = _count_delays(run, run.scopes.name_of(module), args[0], *describe(module))
+        site = _count_delays(run, run.scopes.name_of(module), args[0], describe(module))
         run.mark_outputs(output, Mark(origin=Origin(site)))
 
     ROLES[kind] = Role(silent=True, finish=finish)
 
 
-def _count_delays(run: Run, name: str, x: Tensor, weight: Tensor, delays: Tensor, longest: int) -> Any:
+def _of_elements(layer: DelayConv1d) -> _Synapses:
+    """Every element of a DCLS layer as one synapse, at the delay that rounding gives it, in rows [out c, in]."""
+    outputs, per_group, _ = layer.weight.shape
+    channels = torch.arange(per_group, device=layer.weight.device)
+    group = torch.arange(outputs, device=layer.weight.device) // (outputs // layer.groups)
+    places = (group[:, None] * per_group + channels)[:, :, None].expand_as(layer.weight)
+
+    def dense(values: Tensor) -> Tensor:
+        whole = values.new_zeros(outputs, layer.in_channels, layer.kernel_count).scatter(1, places, values)
+        return whole.transpose(1, 2).flatten(0, 1)
+
+    delays = layer.delays()
+    present = delays >= 0  # of an even kernel an element may lie outside
+    if isinstance(layer._buffers.get("mask"), Tensor):
+        present = present & layer.get_buffer("mask")
+    return _Synapses(
+        dense(layer.weight.detach()),
+        dense(delays.clamp(min=0)),
+        layer.size[0] - 1,
+        dense(present),
+        outputs,
+        layer.weight.numel(),
+        layer.bias is not None,
+    )
+
+
+_register(DelayConv1d, _of_elements)
+
+
+def _count_delays(run: Run, name: str, x: Tensor, synapses: _Synapses) -> Any:
     batch = run.current
     assert batch is not None
     T, B = batch.T, batch.B
-    n_out, n_in = weight.shape
+    weight, delays, longest = synapses.weight, synapses.delays, synapses.longest
+    n_in, n_out = weight.shape[1], synapses.outputs or weight.shape[0]
     rows = lead_rows(run, x)
     if rows.lead == "whole" or x.shape[-1] != n_in or x.numel() != rows.count * n_in:
         raise ValueError(
-            f"the delay layer {name} got {list(x.shape)}; delays are counted for [T, B, in] = {[T, B, n_in]}"
+            f"the delay layer {name} got {list(x.shape)}; delays are counted for [T, B, in] = {[T, B, n_in]}. "
+            "A sequence that grows by a tail is counted without it: model(x, tail=False)."
         )
     if delays.shape != weight.shape or int(delays.min()) < 0 or int(delays.max()) > longest:
         raise ValueError(f"delays of {name}: expected [out, in] = {list(weight.shape)} within 0 ... {longest}")
+    present = torch.ones_like(delays, dtype=torch.bool) if synapses.present is None else synapses.present
     site = run.site(name, "delay_linear")
     mark = run.marks.of(x)
     if mark.origin is not None:
@@ -96,7 +148,8 @@ def _count_delays(run: Run, name: str, x: Tensor, weight: Tensor, delays: Tensor
         values = x.reshape(length, B, n_in)
         spikes = (values != 0).long()
         steps = torch.arange(begin, begin + length, device=x.device)
-        arrives = steps[:, None, None] + delays < T  # [length, out, in]
+        present = present.to(x.device)
+        arrives = (steps[:, None, None] + delays < T) & present  # [length, out, in]
         fan, fan_nonzero = arrives.sum(1), (arrives & (weight != 0)).sum(1)
         by_value = torch.zeros_like(levels.sums)
         magnitudes = levels.table.magnitudes()
@@ -108,7 +161,7 @@ def _count_delays(run: Run, name: str, x: Tensor, weight: Tensor, delays: Tensor
             "sop_nz": (spikes * fan_nonzero[:, None]).sum(-1).flatten(),
             "events": events,
         }
-        arriving = _arrivals(spikes, delays, longest, begin, T)
+        arriving = _arrivals(spikes, torch.where(present, delays, longest + 1), longest, begin, T)
     whole = int(arrives.sum())
     add_call(
         site,
@@ -117,16 +170,17 @@ def _count_delays(run: Run, name: str, x: Tensor, weight: Tensor, delays: Tensor
         levels={"a": replace(levels, terms=counts["sop"], sums=by_value, rows=rows)},
         dense={
             "dense_exact": whole / length,
-            "dense_nominal": n_in * n_out * (longest + 1),
+            "dense_nominal": int(synapses.elements or weight.numel()) * (longest + 1),
             "in_numel": n_in,
             "out_numel": n_out,
-            "bias_adds": 0,
+            "bias_adds": n_out * synapses.bias,
             "whole_run": whole * T / length,
         },
     )
     add_call(site, Rows("multi", T * B), {"arrival": arriving.flatten()})
     site.facts["operands"] = "param"
-    site.geometry = Geometry((longest + 1,), (1,), 1, n_in, n_out, weight.numel(), 0, max_delay=longest)
+    biases = n_out * synapses.bias
+    site.geometry = Geometry((longest + 1,), (1,), 1, n_in, n_out, int(present.sum()), biases, max_delay=longest)
     return site
 
 

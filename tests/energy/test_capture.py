@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import spikeloom_tests.golden.families.energy  # noqa: F401  registers the delay layer of the golden networks
 import torch
 from spikeloom_tests.energy.small import B, Call, Folded, T, counted, golden, in_batches, same_counts, sparse
 from torch import Tensor, nn

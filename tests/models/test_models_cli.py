@@ -89,7 +89,7 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["parameters"] == sum(entry["parts"].values()) == 9_324_730
     assert entry["macs_per_step"] == 927_747_840
     assert entry["input"] == {"T": 4, "C": 3, "H": 32, "W": 32}
-    assert entry["published"][1] == {"dataset": "CIFAR-100", "accuracy": 78.21, "note": NOTE}
+    assert entry["published"][1] == {"dataset": "CIFAR-100", "accuracy": 78.21, "note": NOTE, "metric": "top-1 %"}
     assert create_model(entry["name"], **{**entry["config"], "depth": 1}).config.depth == 1  # type: ignore[union-attr]
 
 

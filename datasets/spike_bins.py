@@ -1,0 +1,55 @@
+"""Spikes of a cochlea model as frames, as the delay networks read them: counts per 10 ms and five channels.
+
+For the files of the Spiking Heidelberg Digits and Spiking Speech Commands (Cramer, Stradmann, Schemmel, Zenke 2022,
+doi:10.1109/TNNLS.2020.3044364): times in seconds, units 0 ... 699.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bin_spikes(times: Tensor, units: Tensor, duration: float = 10.0, n_units: int = 700, merge: int = 5) -> Tensor:
+    """Spikes of one recording -> counts `[T, n_units / merge]`, float32.
+
+    Time is measured from the first spike, in the type of `times`: files hold float16, in which a spike next to the
+    border of a frame falls into another one than in float32. T = ceil(time of the last spike / duration), and a spike
+    at the very end belongs to the last frame.
+
+    Args:
+        times: seconds `[events]`, ascending.
+        units: whole numbers `[events]`.
+        duration: of a frame, ms. merge: neighbouring units summed.
+
+    Raises:
+        ValueError: no spikes, times that do not ascend, units out of range, or n_units that `merge` does not divide.
+    """
+    _check_spikes(times, units, duration, n_units, merge)
+    ms = times * 1000
+    ms = ms - ms[0]
+    T = max(int(torch.ceil(ms[-1] / duration)), 1)
+    frame = torch.floor(ms / duration).long().clamp(max=T - 1)
+    channels = n_units // merge
+    places = frame * channels + torch.div(units, merge, rounding_mode="floor")
+    return torch.bincount(places, minlength=T * channels).view(T, channels).float()
+
+
+def _check_spikes(times: Tensor, units: Tensor, duration: float, n_units: int, merge: int) -> None:
+    if times.ndim != 1 or times.shape != units.shape or not len(times) or not times.is_floating_point():
+        raise ValueError(
+            f"bin_spikes got times {times.dtype} {list(times.shape)} and units {list(units.shape)}; expected one or "
+            "more spikes, both [events], times floating point in seconds."
+        )
+    if bool((times[1:] < times[:-1]).any()) or not bool(times.isfinite().all()):
+        raise ValueError("bin_spikes: times are not ascending (or not finite); sort times and units by time first.")
+    if units.is_floating_point() or int(units.min()) < 0 or int(units.max()) >= n_units:
+        raise ValueError(
+            f"bin_spikes: units are {units.dtype} from {units.min().item()} to {units.max().item()}; expected whole "
+            f"numbers from 0 to {n_units - 1}."
+        )
+    if duration <= 0 or merge < 1 or n_units % merge:
+        raise ValueError(
+            f"bin_spikes: duration={duration}, n_units={n_units}, merge={merge}; expected a duration > 0 ms and a "
+            "merge that divides n_units."
+        )

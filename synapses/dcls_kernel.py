@@ -1,0 +1,129 @@
+"""DCLS: convolution kernels built from few elements at learned, real positions.
+
+Each element (o, i, c) has a weight W, a position P measured from the kernel's centre, and in two versions a width SIG.
+With p = P + K // 2 it is spread over the taps k = 0 ... K - 1 by a profile X, and the kernel is Kern[o, i, k] =
+sum_c X[k, o, i, c] W[o, i, c]:
+
+    v0      X[k] = (1 - r) [k = f] + r [k = f + 1],   f = floor(p), r = p - f        (not normalised)
+    v1      Y[k] = relu(1 - |k - p|)
+    max     Y[k] = relu(s - |k - p|),                 s = |SIG| + 1
+    gauss   Y[k] = exp(-((k - p) / s)^2 / 2),         s = |SIG| + 0.27
+    X[k] = Y[k] / (sum_k Y[k] + 1e-7)                 (v1, max, gauss)
+
+Derivatives are those of the formulas, with 0 for that of |x| and of relu at 0, and 0 for that of floor. In two
+dimensions a profile is the product of one per axis, normalised over both.
+
+Papers: Khalfaoui-Hassani, Pellegrini, Masquelier 2023, "Dilated Convolution with Learnable Spacings" (v0, v1),
+arXiv:2112.03740; Khalfaoui-Hassani, Pellegrini, Masquelier 2023, "Dilated Convolution with Learnable Spacings: beyond
+bilinear interpolation" (max, gauss), arXiv:2306.00817.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Version = Literal["v0", "v1", "max", "gauss"]
+AxisOrder = Literal["official", "row_col"]
+VERSIONS: tuple[str, ...] = get_args(Version)
+WIDTHS: dict[str, float] = {"max": 1.0, "gauss": 0.27}
+"""The versions with a learned width, and what is added to |SIG|."""
+EPSILON = 1e-7
+"""Added to the sum by which a profile is divided, in the working type."""
+
+
+def construct_1d(weight: Tensor, P: Tensor, SIG: Tensor | None, size: int, version: str) -> Tensor:
+    """The dense kernel `[O, I, K]` of elements: weight `[O, I, c]`, P and SIG `[1, O, I, c]`.
+
+    Args:
+        size: K, in taps.
+        SIG: None where the version has no width.
+
+    Raises:
+        ValueError: an unknown version, shapes that do not belong together, or SIG given or lacking against the version.
+    """
+    check_elements(weight, P, SIG, 1, version)
+    p = P[0] + size // 2
+    taps = torch.arange(size, device=weight.device, dtype=weight.dtype).view(-1, 1, 1, 1)
+    if version == "v0":
+        X = _linear(taps, p)
+    else:
+        Y = _profile(taps, p, None if SIG is None else SIG[0], version)
+        X = Y / (Y.sum(0) + EPSILON)
+    return (X * weight).sum(-1).permute(1, 2, 0)
+
+
+def construct_2d(
+    weight: Tensor,
+    P: Tensor,
+    SIG: Tensor | None,
+    size: tuple[int, int],
+    version: str,
+    axis_order: AxisOrder = "official",
+) -> Tensor:
+    """The dense kernel `[O, I, K_h, K_w]` of elements: weight `[O, I, c]`, P and SIG `[2, O, I, c]`.
+
+    Args:
+        size: (K_h, K_w) in taps.
+        axis_order: `official` compares P[0] with columns and P[1] with rows in v1, max and gauss, as the published
+            library does (in v0 it is the other way), though the offset K_h // 2 belongs to P[0] all the same: in a
+            kernel that is not square these versions are off the centre. `row_col` has P[0] for rows everywhere.
+
+    Raises:
+        ValueError: as `construct_1d`.
+    """
+    check_elements(weight, P, SIG, 2, version)
+    first, second = P[0] + size[0] // 2, P[1] + size[1] // 2
+    rows = torch.arange(size[0], device=weight.device, dtype=weight.dtype).view(-1, 1, 1, 1, 1)
+    columns = torch.arange(size[1], device=weight.device, dtype=weight.dtype).view(1, -1, 1, 1, 1)
+    widths = (None, None) if SIG is None else (SIG[0], SIG[1])
+    if version == "v0":
+        X = _linear(rows, first) * _linear(columns, second)
+    else:
+        turned = axis_order == "official"
+        along, across = (columns, rows) if turned else (rows, columns)  # the axes of P[0] and of P[1]
+        Y = _profile(along, first, widths[0], version) * _profile(across, second, widths[1], version)
+        X = Y / (Y.sum((0, 1)) + EPSILON)
+    return (X * weight).sum(-1).permute(2, 3, 0, 1)
+
+
+def check_elements(weight: Tensor, P: Tensor, SIG: Tensor | None, axes: int, version: str) -> None:
+    """Raise unless weight, positions and widths belong together."""
+    check_version(version)
+    if P.shape != (axes, *weight.shape) or (SIG is not None and SIG.shape != P.shape):
+        widths = "none" if SIG is None else str(list(SIG.shape))
+        raise ValueError(
+            f"DCLS elements: weight is {list(weight.shape)}, P {list(P.shape)}, SIG {widths}; expected P and SIG of "
+            f"{[axes, *weight.shape]}."
+        )
+    if (SIG is None) == (version in WIDTHS):
+        raise ValueError(
+            f"DCLS version {version!r} {'needs SIG, the widths' if SIG is None else 'has no SIG'}; versions with "
+            f"widths are {' and '.join(WIDTHS)}."
+        )
+
+
+def check_version(version: str) -> None:
+    """Raise unless it is one of `VERSIONS`."""
+    if version not in VERSIONS:
+        raise ValueError(f"DCLS version is {version!r}; expected one of {', '.join(VERSIONS)}.")
+
+
+def _linear(taps: Tensor, p: Tensor) -> Tensor:
+    """v0: linear interpolation between the two taps around p."""
+    below = p.detach().floor()
+    r = p - below
+    return torch.where(taps == below, 1 - r, 0) + torch.where(taps == below + 1, r, 0)
+
+
+def _profile(taps: Tensor, p: Tensor, sigma: Tensor | None, version: str) -> Tensor:
+    """Y of v1, max and gauss along one axis, not normalised."""
+    if sigma is None:
+        return F.relu(1.0 - (taps - p).abs())
+    s = sigma.abs() + WIDTHS[version]
+    if version == "max":
+        return F.relu(s - (taps - p).abs())
+    return torch.exp(-0.5 * ((taps - p) / s).square())

@@ -1,0 +1,127 @@
+"""Synapses with learned delays: a DCLS kernel along time that looks back only, and can be run chunk by chunk.
+
+    y[t, o] = bias[o] + sum_(i, k) Kern[o, i, k] x[t - (K - 1) + k, i],   x = 0 before the first step
+
+Tap k delays by K - 1 - k steps, so an element at position P has the delay d = (K - 1) - (P + K // 2), for odd K
+K // 2 - P, between 0 and K - 1. After the last input the published networks run each layer on for R = (K - 1) // 2
+steps of zeros (`tail="official"`): spikes with longer delays near the end are lost, and the sequence grows.
+
+Paper: Hammouamri, Khalfaoui-Hassani, Masquelier 2024, "Learning Delays in Spiking Neural Networks using Dilated
+Convolutions with Learnable Spacings", arXiv:2306.17670, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeloom.synapses.dcls import Dcls1d, check_steps
+
+Tail = Literal["official", "none", "lossless"]
+Ring = tuple[Tensor, Tensor]
+"""The last K inputs `[K, B, I]`, that of tick n in slot n mod K, and the number of ticks so far, int64 `[]`."""
+
+
+class DelayConv1d(Dcls1d):
+    """Synapses with delays, `[T, B, I]` -> `[T + tail, B, O]`: every pair (o, i) has `kernel_count` weights and delays.
+
+    Args:
+        in_channels, out_channels, kernel_count: I, O, elements per pair.
+        max_delay: K, the taps; delays are 0 ... K - 1 steps. Odd: with even K an element at P = +K / 2 is lost.
+        tail: steps of zeros behind the last input: `official` (K - 1) // 2, `none` 0, `lossless` K - 1, after which
+            everything has arrived.
+        groups, bias, version, learn_sigma: as in `Dcls1d`.
+    """
+
+    streams = True
+    """Takes `state` and `return_state` in `forward`, so that `Stream` can carry the inputs that are on the way."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int = 1,
+        max_delay: int = 25,
+        *,
+        tail: Tail = "official",
+        groups: int = 1,
+        bias: bool = False,
+        version: str = "gauss",
+        learn_sigma: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_count,
+            dilated_kernel_size=max_delay,
+            groups=groups,
+            bias=bias,
+            version=version,
+            learn_sigma=learn_sigma,
+        )
+        if tail not in get_args(Tail):
+            raise ValueError(f"DelayConv1d: tail is {tail!r}; expected one of {', '.join(get_args(Tail))}.")
+        self.tail: Tail = tail
+
+    @property
+    def tail_steps(self) -> int:
+        """Steps that a sequence grows by."""
+        longest = self.size[0] - 1
+        return {"official": longest // 2, "none": 0, "lossless": longest}[self.tail]
+
+    def forward(
+        self, x: Tensor, *, state: Ring | None = None, return_state: bool = False, tail: bool | None = None
+    ) -> Any:
+        """Run all time steps.
+
+        Args:
+            x: `[T, B, I]`.
+            state: inputs before the first step; None: zeros.
+            return_state: also return those that the next chunk needs.
+            tail: run on for `tail_steps` after the last input; None: unless `state` or `return_state` make this a chunk
+                of a longer input. The last chunk is called with True.
+
+        Returns:
+            `[T, B, O]`, with a tail `[T + tail_steps, B, O]`; with `return_state` a pair of it and the state.
+        """
+        check_steps(x, self)
+        if tail if tail is not None else state is None and not return_state:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.tail_steps))
+        K = self.size[0]
+        before = x.new_zeros(K - 1, *x.shape[1:]) if state is None else in_order(state)[1:].to(x.dtype)
+        lines = torch.cat([before, x])
+        y = F.conv1d(lines.permute(1, 2, 0), self.kernel(), self.bias, groups=self.groups).permute(2, 0, 1)
+        return (y, self._advanced(x, state)) if return_state else y
+
+    def _advanced(self, x: Tensor, state: Ring | None) -> Ring:
+        """The state after the steps of x."""
+        K = self.size[0]
+        if state is None:
+            state = x.new_zeros(K, *x.shape[1:]), torch.zeros((), dtype=torch.long, device=x.device)
+        ring, tick = state
+        tick = tick + x.shape[0]
+        latest = torch.cat([in_order(state), x.to(ring.dtype)])[-K:]
+        slots = (tick + torch.arange(K, device=x.device)) % K  # the oldest lies where the next tick will
+        return torch.zeros_like(ring).index_copy(0, slots, latest), tick
+
+    def delays(self) -> Tensor:
+        """The delay of every element as it would be after rounding, int64 `[O, I / groups, c]`, in steps.
+
+        An element of an even kernel that lies outside of it has the delay -1.
+        """
+        half = self.size[0] // 2
+        whole = self.P.detach()[0].round().clamp(-half, half).long()
+        return (self.size[0] - 1 - half) - whole
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, tail={self.tail!r}"
+
+
+def in_order(state: Ring) -> Tensor:
+    """The inputs of a ring `[K, B, I]`, the oldest first."""
+    ring, tick = state
+    K = ring.shape[0]
+    return ring.index_select(0, (tick + torch.arange(K, device=ring.device)) % K)
