@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import spikeloom
 from spikeloom.models import model_config
-from spikeloom.models.files import PART, load_weights, read_weights
+from spikeloom.models.files import load_weights, read_weights
 from spikeloom.training import network, snapshot
 from spikeloom.training.checkpoint import (
     Description,
@@ -238,7 +238,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         if resume:
             raise FileNotFoundError(f"There is no run at {folder} to resume. Leave out --resume to start one there.")
         return
-    if not resume and not _is_bare(folder):
+    if not resume:
         raise FileExistsError(
             f"{folder} exists and is not empty. Continue the run in it with --resume, or choose "
             "another folder with --out."
@@ -256,14 +256,6 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             f"The run in {folder} has other settings: {'; '.join(changed)}. Resume it as it was with "
             f"`spikeloom train {shlex.quote(str(folder))} --resume`, or start another with --out."
         )
-
-
-def _is_bare(folder: Path) -> bool:
-    """Whether a run left no more than settings and log, because it ended before its first checkpoint."""
-    if not (folder / RECIPE).is_file():
-        return False
-    names = {path.name for path in folder.iterdir() if PART not in path.name}
-    return names <= {RECIPE, LOG, PRETRAIN} and (PRETRAIN not in names or _is_bare(folder / PRETRAIN))
 
 
 def _first_stage(recipe: Recipe) -> Recipe | None:

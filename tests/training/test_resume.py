@@ -262,7 +262,9 @@ def test_recordings_that_moved_are_resumed(
     assert read_recipe(tmp_path / "cut" / "recipe.json") == there
 
 
-def test_a_start_that_failed_can_be_repeated(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_goes_on_from_the_start(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
 
@@ -274,8 +276,10 @@ def test_a_start_that_failed_can_be_repeated(tiny: Recipe, tmp_path: Path, monke
             quiet(tiny, out)
     assert {path.name for path in out.iterdir()} == {"recipe.json", "log.jsonl"}
     with pytest.raises(ValueError, match="other settings: epochs 3 -> 1"):
-        quiet(replace(tiny, epochs=1), out)
-    quiet(tiny, out)
+        quiet(replace(tiny, epochs=1), out, resume=True)
+    with pytest.raises(FileExistsError, match="is not empty"):  # it may still be running
+        quiet(tiny, out)
+    quiet(tiny, out, resume=True)
     assert len(epochs(out)) == 3
     with pytest.raises(FileExistsError, match="is not empty"):
         quiet(tiny, out)
