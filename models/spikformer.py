@@ -27,7 +27,8 @@ from spikeloom.models.official import Family, demand, register_family
 from spikeloom.models.registry import UNREAD, Published, register_variant
 from spikeloom.spiking_attention import SSA, SpikingMLP
 from spikeloom.spiking_attention.layout import check_heads
-from spikeloom.spiking_attention.ssa import Order, check_scale
+from spikeloom.spiking_attention.products import Order
+from spikeloom.spiking_attention.ssa import check_scale
 from spikeloom.synapses import ConvNeuron
 
 PAPER = "Zhou et al. 2023, Spikformer, arXiv:2209.15425"

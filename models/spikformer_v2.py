@@ -24,7 +24,8 @@ from spikeloom.models.classifier import Classifier
 from spikeloom.models.registry import Published, register_variant
 from spikeloom.models.spikformer import Block, SpikformerConfig
 from spikeloom.spiking_attention.layout import check_heads
-from spikeloom.spiking_attention.ssa import Order, check_scale
+from spikeloom.spiking_attention.products import Order
+from spikeloom.spiking_attention.ssa import check_scale
 from spikeloom.synapses import ConvNeuron
 
 PAPER = "Zhou et al. 2024, Spikformer V2, arXiv:2401.02020; our reconstruction, no official code exists"

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads, to_tokens
-from spikeloom.spiking_attention.products import ORDERS, Order, mix, product
+from spikeloom.spiking_attention.products import ORDERS, Order, mix
 from spikeloom.synapses import Projection
-
-__all__ = ["SSA", "Order", "check_scale", "product"]
 
 
 def check_scale(scale: float | str, where: str) -> None:

@@ -156,11 +156,8 @@ def _count_delays(run: Run, name: str, x: Tensor, synapses: _Synapses) -> Any:
         for slot in levels.sums.any(0).nonzero().flatten().tolist():
             there = (values.abs().double() == magnitudes[slot].to(x.device)).long()
             by_value[:, slot] = (there * fan[:, None]).sum(-1).flatten()
-        counts = {
-            "sop": (spikes * fan[:, None]).sum(-1).flatten(),
-            "sop_nz": (spikes * fan_nonzero[:, None]).sum(-1).flatten(),
-            "events": events,
-        }
+        sop, sop_nz = ((spikes * each[:, None]).sum(-1).flatten() for each in (fan, fan_nonzero))
+        counts = {"sop": sop, "sop_nz": sop_nz, "events": events}
         arriving = _arrivals(spikes, torch.where(present, delays, longest + 1), longest, begin, T)
     whole = int(arrives.sum())
     add_call(
@@ -179,8 +176,8 @@ def _count_delays(run: Run, name: str, x: Tensor, synapses: _Synapses) -> Any:
     )
     add_call(site, Rows("multi", T * B), {"arrival": arriving.flatten()})
     site.facts["operands"] = "param"
-    biases = n_out * synapses.bias
-    site.geometry = Geometry((longest + 1,), (1,), 1, n_in, n_out, int(present.sum()), biases, max_delay=longest)
+    sizes = n_in, n_out, int(present.sum()), n_out * synapses.bias
+    site.geometry = Geometry((longest + 1,), (1,), 1, *sizes, max_delay=longest)
     return site
 
 
