@@ -26,6 +26,8 @@ class Classifier(nn.Module):
     stride: int
     num_features: int
     head: nn.Module
+    truncated_head = True
+    """Whether a fresh classifier starts as vision transformers do, rather than as `torch.nn.Linear`."""
 
     @property
     def num_classes(self) -> int:
@@ -39,7 +41,8 @@ class Classifier(nn.Module):
             ValueError: `num_classes` is no whole number >= 0.
         """
         head = fresh_head(self, self.num_features, num_classes)
-        truncated_normal(head)
+        if self.truncated_head:
+            truncated_normal(head)
         self.head, self.config = head, replace(self.config, num_classes=num_classes)
 
     def features(self, frames: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class Block(nn.Module):
 class MaxResNet(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
+    truncated_head = False
+
     def __init__(self, config: MaxResNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -122,12 +124,6 @@ class MaxResNet(Classifier):
                 before = width
             self.stages.append(blocks)
         self.reset_classifier(config.num_classes)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one; 0 takes it away. It starts as `torch.nn.Linear` does."""
-        super().reset_classifier(num_classes)
-        if isinstance(self.head, nn.Linear):
-            self.head.reset_parameters()
 
     def features(self, frames: Tensor) -> Tensor:
         """Mean over pixels of the last spikes: `[T, B, D]`."""

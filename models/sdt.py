@@ -132,6 +132,8 @@ class Block(nn.Module):
 class SpikeDrivenTransformer(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
+    truncated_head = False
+
     def __init__(self, config: SDTConfig) -> None:
         super().__init__()
         self.config = config
@@ -142,12 +144,6 @@ class SpikeDrivenTransformer(Classifier):
         self.head_lif = LIF()
         self.apply(_start)
         self.reset_classifier(config.num_classes)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one; 0 takes it away. It starts as `torch.nn.Linear` does."""
-        super().reset_classifier(num_classes)
-        if isinstance(self.head, nn.Linear):
-            self.head.reset_parameters()
 
     def features(self, frames: Tensor) -> Tensor:
         """Spikes of the neurons on the mean over space of the stream: `[T, B, D]`."""
