@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
-from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads
+from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout
 from spikeloom.spiking_attention.membrane import MembraneProjection, Pair, pair_tokens
 from spikeloom.spiking_attention.membrane_conv import MembraneConv
 from spikeloom.spiking_attention.products import ORDERS, Order, mix
@@ -45,7 +45,7 @@ class _Mixed(nn.Module):
     def mixed(self, spikes: Tensor) -> Tensor:
         """Tokens `[T, B, N, C]` in and out."""
         mixed: Tensor = self.attn_lif(mix(self.qkv(spikes), self.num_heads, self.scale, self.order))
-        return merge_heads(mixed)
+        return mixed
 
     def extra_repr(self) -> str:
         return f"{self.dim}, heads={self.num_heads}, scale={self.scale}, order={self.order!r}, layout={self.layout!r}"

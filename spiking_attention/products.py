@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spikeloom.kernels.attention import keys_first_product, takes
 from spikeloom.kernels.bits import pack, unpack
 from spikeloom.kernels.op import once_only
-from spikeloom.spiking_attention.layout import split_heads
+from spikeloom.spiking_attention.layout import merge_heads, split_heads
 from spikeloom.synapses.spike_linear import keeps_bits
 
 Order = Literal["auto", "qk_v", "q_kv"]
@@ -51,15 +52,20 @@ def keys_first(N: int, d: int, order: Order) -> bool:
 
 
 def mix(qkv: Tensor, num_heads: int, scale: float, order: Order = "auto") -> Tensor:
-    """s Q K^T V per head for spikes `[T, B, N, 3 C]`, Q, K and V side by side: `[T, B, h, N, d]`.
+    """s Q K^T V per head for spikes `[T, B, N, 3 C]`, Q, K and V side by side: tokens `[T, B, N, C]`.
 
-    On a GPU, where autograd records, backward keeps one bit per spike (see `synapses.spike_linear`).
+    On a GPU, where autograd records, backward keeps one bit per spike (see `synapses.spike_linear`). Keys first, in
+    16-bit numbers and with a power of two for s, one kernel does it all (see `kernels.attention`).
     """
-    if keeps_bits(qkv) and _is_power_of_two(scale):
-        mixed: Tensor = _Mix.apply(qkv, num_heads, scale, order)
-        return mixed
+    if _is_power_of_two(scale):
+        d = qkv.shape[3] // (3 * num_heads)
+        if keys_first(qkv.shape[2], d, order) and takes(qkv, num_heads):
+            return keys_first_product(qkv, num_heads, scale)
+        if keeps_bits(qkv):
+            mixed: Tensor = _Mix.apply(qkv, num_heads, scale, order)
+            return mixed
     q, k, v = (split_heads(part, num_heads) for part in qkv.chunk(3, dim=3))
-    return product(q, k, v, scale, order)
+    return merge_heads(product(q, k, v, scale, order))
 
 
 class _Mix(torch.autograd.Function):
@@ -86,13 +92,14 @@ class _Mix(torch.autograd.Function):
             bits[third] = pack(c)
             ctx.save_for_backward(middle, *bits)
             ctx.num_heads, ctx.scale, ctx.keys_first = num_heads, scale, bool(first)
-            return c @ middle if first else middle @ c
+            return merge_heads(c @ middle if first else middle @ c)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         once_only("on a CPU the plain operators run, which can be differentiated twice")
         middle, *bits = ctx.saved_tensors
         T, B, h, N, d = ctx.shape
+        grad = split_heads(grad, h)
         made = torch.empty((T, B, N, 3, h, d), dtype=grad.dtype, device=grad.device)
         q, k, v = (part.transpose(2, 3) for part in made.unbind(3))  # [T, B, h, N, d], where their gradients belong
 

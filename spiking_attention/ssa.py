@@ -20,7 +20,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
-from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, merge_heads, to_tokens
+from spikeloom.spiking_attention.layout import Layout, check_heads, check_layout, to_tokens
 from spikeloom.spiking_attention.products import ORDERS, Order, mix
 from spikeloom.synapses import Projection
 
@@ -76,7 +76,7 @@ class SSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
         tokens, restore = to_tokens(x, self.layout, self.dim, "SSA")
-        mixed = merge_heads(self.attn_lif(mix(self.qkv(tokens), self.num_heads, self.scale, self.order)))
+        mixed = self.attn_lif(mix(self.qkv(tokens), self.num_heads, self.scale, self.order))
         if self.proj_lif == "time":
             return restore(self.proj(mixed))
         return restore(self.proj(mixed.flatten(0, 1).unsqueeze(1)).reshape(mixed.shape))

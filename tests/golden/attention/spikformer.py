@@ -7,7 +7,7 @@ from spikeloom_tests.golden.attention.whole import whole
 from torch import Tensor, nn
 
 from spikeloom.spiking_attention import SSA
-from spikeloom.spiking_attention.layout import Layout, merge_heads
+from spikeloom.spiking_attention.layout import Layout
 
 
 def ssa(file: File) -> Rebuilt:
@@ -27,10 +27,8 @@ def ssa(file: File) -> Rebuilt:
     loaded(module, file, "spikformer")
 
     def spikes(name: str, ours: Tensor) -> Tensor:
-        if name == "attn_lif":  # [T, B, h, N, d]
-            tokens = merge_heads(ours)
-            return tokens if layout == "TBNC" else tokens.transpose(2, 3)
-        return ours.transpose(2, 3) if layout == "TBNC" else ours
+        # projections fire with channels first, the neuron of the product on tokens; the file has the layout's axes
+        return ours.transpose(2, 3) if (name == "attn_lif") != (layout == "TBNC") else ours
 
     def call(module: nn.Module, x: Tensor) -> Tensor:
         # QKFormer's code names the sides of its output the other way round
