@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikeloom.spiking_attention.integer import integer_neuron
 from spikeloom.spiking_attention.layout import to_tokens
 from spikeloom.spiking_attention.normed import PointwiseNorm
-from spikeloom.synapses import Conv2d, NormNeuron, Projection
+from spikeloom.synapses import DepthwiseConv2d, NormNeuron, Projection
 
 
 class Depthwise(nn.Module):
@@ -21,7 +21,7 @@ class Depthwise(nn.Module):
 
     def __init__(self, channels: int, kernel: int, max_spikes: int) -> None:
         super().__init__()
-        self.synapse = Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        self.synapse = DepthwiseConv2d(channels, kernel, bias=False)
         self.fire = NormNeuron(channels, integer_neuron(max_spikes))
 
     def forward(self, x: Tensor) -> Tensor:
