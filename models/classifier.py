@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spikeloom.synapses import Linear, channels_last
+from spikeloom.synapses.recompute import recompute
 
 
 class Classifier(nn.Module):
@@ -28,6 +29,10 @@ class Classifier(nn.Module):
     head: nn.Module
     truncated_head = True
     """Whether a fresh classifier starts as vision transformers do, rather than as `torch.nn.Linear`."""
+    recomputes = False
+    """Whether `features` calls its embeddings and blocks by `run` or `run_all`."""
+    recompute = False
+    """Whether training keeps only the inputs of embeddings and blocks for backward, see `set_recompute`."""
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +49,33 @@ class Classifier(nn.Module):
         if self.truncated_head:
             truncated_normal(head)
         self.head, self.config = head, replace(self.config, num_classes=num_classes)
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Whether training keeps only what enters each embedding and block, and runs them again in backward.
+
+        Results are the same; a step computes a forward pass more and needs less memory. See `synapses.recompute`.
+
+        Raises:
+            ValueError: this network has no such parts.
+        """
+        if recompute and not self.recomputes:
+            raise ValueError(
+                f"{type(self).__name__} cannot recompute its blocks in backward; expected a network with `recomputes`, "
+                "such as MaxFormer, MaxResNet, QKFormer or Spikformer. Train it without."
+            )
+        self.recompute = recompute
+
+    def run(self, part: nn.Module, *inputs: Any) -> Any:
+        """`part(*inputs)`, recomputed in backward if `set_recompute` says so."""
+        return recompute(part, *inputs) if self.recompute else part(*inputs)
+
+    def run_all(self, parts: nn.Module, x: Tensor) -> Tensor:
+        """`parts(x)` for an `nn.Sequential`, each part as in `run`."""
+        if not self.recompute:
+            return cast(Tensor, parts(x))
+        for part in parts.children():
+            x = recompute(part, x)
+        return x
 
     def features(self, frames: Tensor) -> Tensor:
         """Checked frames `[T, B, C, H, W]` -> `[T, B, num_features]`."""

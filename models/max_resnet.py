@@ -93,7 +93,10 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, width: int, *, halves: bool) -> None:
         super().__init__()
-        self.conv1 = PooledConv(in_channels, width, 3, "max", fires=True) if halves else ConvNeuron(in_channels, width)
+        if halves:
+            self.conv1: nn.Module = PooledConv(in_channels, width, 3, "max", fires=True, spikes=True)
+        else:
+            self.conv1 = ConvNeuron(in_channels, width, spikes=True)
         self.conv2 = MembraneConv(width, width)
         changed = halves or in_channels != width
         self.shortcut = ConvNorm(in_channels, width, 1, stride=1 + halves) if changed else None
@@ -107,7 +110,7 @@ class Block(nn.Module):
 class MaxResNet(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
-    truncated_head = False
+    truncated_head, recomputes = False, True
 
     def __init__(self, config: MaxResNetConfig) -> None:
         super().__init__()
@@ -127,10 +130,10 @@ class MaxResNet(Classifier):
 
     def features(self, frames: Tensor) -> Tensor:
         """Mean over pixels of the last spikes: `[T, B, D]`."""
-        spikes, u = self.stem(frames)
+        spikes, u = self.run(self.stem, frames)
         for blocks in self.stages:
             for block in blocks.children():
-                spikes, u = block(spikes, u)
+                spikes, u = self.run(block, spikes, u)
         rates: Tensor = spikes.mean((3, 4))
         return rates
 

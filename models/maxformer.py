@@ -151,6 +151,8 @@ class Block(nn.Module):
 class MaxFormer(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
+    recomputes = True
+
     def __init__(self, config: MaxFormerConfig) -> None:
         super().__init__()
         self.config = config
@@ -188,9 +190,9 @@ class MaxFormer(Classifier):
         u = frames
         spikes: Tensor | None = None if self.input_lif is None else self.input_lif(u)
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
-            spikes, u = embed(spikes, u)
+            spikes, u = self.run(embed, spikes, u)
             for block in blocks.children():
-                spikes, u = block(spikes, u)
+                spikes, u = self.run(block, spikes, u)
         fired: Tensor = self.head_lif(u.mean((3, 4)))
         return fired
 

@@ -63,6 +63,10 @@ class Plan:
         """The stride of the shortcut."""
         return _stride(self.main[self.source :])
 
+    def reads_spikes(self, i: int) -> bool:
+        """Whether convolution i of the chain reads spikes; all but the last fire."""
+        return i > 0 or not self.real
+
 
 def _stride(links: tuple[Link, ...]) -> int:
     return int(2 ** sum(link.size != "same" for link in links))
@@ -111,20 +115,20 @@ class Embed(nn.Module):
         self.joins_main = plan.main[-1].size in ("same", "stride")
         self.convs = nn.ModuleDict()
         for i, link in enumerate(plan.main):
-            stride = 2 if link.size == "stride" else 1
+            stride, spikes = 2 if link.size == "stride" else 1, plan.reads_spikes(i)
             if i == ends and self.joins_main:
-                self.convs[link.name] = MembraneConv(sizes[i], sizes[i + 1], 3, stride=stride, last=last)
+                self.convs[link.name] = MembraneConv(sizes[i], sizes[i + 1], 3, stride=stride, last=last, spikes=spikes)
             elif link.size == "max" or link.size == "avg":
-                self.convs[link.name] = PooledConv(sizes[i], sizes[i + 1], 3, link.size, fires=i < ends)
+                self.convs[link.name] = PooledConv(sizes[i], sizes[i + 1], 3, link.size, fires=i < ends, spikes=spikes)
             else:
-                self.convs[link.name] = ConvNeuron(sizes[i], sizes[i + 1], stride=stride)
-        source, short = sizes[plan.source], plan.shortcut
+                self.convs[link.name] = ConvNeuron(sizes[i], sizes[i + 1], stride=stride, spikes=spikes)
+        source, short, spikes = sizes[plan.source], plan.shortcut, plan.reads_spikes(plan.source)
         if short.size == "max" or short.size == "avg":
-            self.convs[short.name] = PooledConv(source, width, 1, short.size, fires=False)
+            self.convs[short.name] = PooledConv(source, width, 1, short.size, fires=False, spikes=spikes)
         elif self.joins_main:
-            self.convs[short.name] = ConvNorm(source, width, 1, stride=plan.beside)
+            self.convs[short.name] = ConvNorm(source, width, 1, stride=plan.beside, spikes=spikes)
         else:
-            self.convs[short.name] = MembraneConv(source, width, 1, stride=plan.beside, last=last)
+            self.convs[short.name] = MembraneConv(source, width, 1, stride=plan.beside, last=last, spikes=spikes)
 
     def forward(self, spikes: Tensor | None, u: Tensor) -> Pair:
         """Run all time steps; which of the pair is read is a matter of the plan."""

@@ -145,10 +145,11 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.source = source
         self.main = nn.ModuleList(
-            ConvNeuron(before, width, pool="before" if pool else "none")
-            for before, width, pool in zip(widths[:-1], widths[1:], pools, strict=True)
+            ConvNeuron(before, width, pool="before" if pool else "none", spikes=i > 0)
+            for i, (before, width, pool) in enumerate(zip(widths[:-1], widths[1:], pools, strict=True))
         )
-        self.shortcut = ConvNeuron(widths[source], widths[-1], 1, stride=2 ** sum(pools[source:]))
+        stride = 2 ** sum(pools[source:])
+        self.shortcut = ConvNeuron(widths[source], widths[-1], 1, stride=stride, spikes=source > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
@@ -188,6 +189,8 @@ def mixer_of(width: int, mixer: Mixer, config: QKFormerConfig) -> nn.Module:
 class QKFormer(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
+    recomputes = True
+
     def __init__(self, config: QKFormerConfig) -> None:
         super().__init__()
         self.config = config
@@ -208,9 +211,9 @@ class QKFormer(Classifier):
         """Mean over tokens of the last stage: `[T, B, D]`."""
         x = frames
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
-            x = embed(x)
+            x = self.run(embed, x)
             size = x.shape[3:]
-            tokens: Tensor = blocks(x.flatten(3).transpose(2, 3))  # [T, B, H W, C]
+            tokens = self.run_all(blocks, x.flatten(3).transpose(2, 3))  # [T, B, H W, C]
             x = tokens.transpose(2, 3).unflatten(3, size)
         return tokens.mean(2)
 

@@ -35,7 +35,7 @@ from spikeloom.spiking_attention import SDSA, MembraneMLP
 from spikeloom.spiking_attention.layout import check_heads
 from spikeloom.spiking_attention.membrane import Pair
 from spikeloom.spiking_attention.normed import ConvNorm
-from spikeloom.synapses import Conv2d, ConvNeuron, Linear, MaxPool2d, NormNeuron
+from spikeloom.synapses import Conv2d, ConvNeuron, Linear, MaxPool2d, NormNeuron, SpikeConv2d
 
 PAPER = "Yao et al. 2023, Spike-driven Transformer, arXiv:2307.01694"
 
@@ -78,7 +78,7 @@ class RelativePosition(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.synapse = Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.synapse = SpikeConv2d(dim, dim, 3, padding=1, bias=False)
         self.fire = NormNeuron(dim, LIF(), emit=True)
 
     def forward(self, spikes: Tensor, f: Tensor) -> Pair:
@@ -96,18 +96,18 @@ class Stem(nn.Module):
         widths = (config.in_channels, D // 8, D // 4, D // 2)
         self.stages = nn.Sequential(
             *(
-                ConvNeuron(before, width, pool="after" if pool else "none")
-                for before, width, pool in zip(widths[:-1], widths[1:], config.pools[:3], strict=True)
+                ConvNeuron(before, width, pool="after" if pool else "none", spikes=i > 0)
+                for i, (before, width, pool) in enumerate(zip(widths[:-1], widths[1:], config.pools[:3], strict=True))
             )
         )
-        self.embed = ConvNorm(D // 2, D)
+        self.embed = ConvNorm(D // 2, D, spikes=True)
         self.pool = MaxPool2d(3, 2, 1) if config.pools[3] else nn.Identity()
         self.embed_lif = LIF()
         self.rpe = RelativePosition(D)
 
     def forward(self, x: Tensor) -> Pair:
         """Run all time steps."""
-        f = self.pool(self.embed(self.stages(x)))
+        f = self.embed(self.stages(x), self.pool)
         pair: Pair = self.rpe(self.embed_lif(f), f)
         return pair
 

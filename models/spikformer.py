@@ -83,11 +83,11 @@ class Stem(nn.Module):
         widths = (config.in_channels, D // 8, D // 4, D // 2, D)
         self.stages = nn.Sequential(
             *(
-                ConvNeuron(before, width, pool="after" if pool else "none")
-                for before, width, pool in zip(widths[:-1], widths[1:], config.pools, strict=True)
+                ConvNeuron(before, width, pool="after" if pool else "none", spikes=i > 0)
+                for i, (before, width, pool) in enumerate(zip(widths[:-1], widths[1:], config.pools, strict=True))
             )
         )
-        self.rpe = ConvNeuron(D, D)
+        self.rpe = ConvNeuron(D, D, spikes=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
@@ -115,6 +115,8 @@ class Block(nn.Module):
 class Spikformer(Classifier):
     """Images or frames -> logits `[T, B, num_classes]`."""
 
+    recomputes = True
+
     def __init__(self, config: SpikformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -131,9 +133,8 @@ class Spikformer(Classifier):
 
     def features(self, frames: Tensor) -> Tensor:
         """Mean over tokens of the last block: `[T, B, D]`."""
-        x = self.stem(frames).flatten(3).transpose(2, 3)
-        tokens: Tensor = self.blocks(x)
-        return tokens.mean(2)
+        x = self.run(self.stem, frames).flatten(3).transpose(2, 3)
+        return self.run_all(self.blocks, x).mean(2)
 
 
 _CIFAR = SpikformerConfig()

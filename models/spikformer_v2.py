@@ -89,8 +89,8 @@ class Stage(nn.Module):
     def __init__(self, in_channels: int, width: int, expansion: int, join: Join) -> None:
         super().__init__()
         self.down = ConvNeuron(in_channels, width, 2, stride=2, padding=0)
-        self.expand = ConvNeuron(width, expansion * width)
-        self.contract = ConvNeuron(expansion * width, width)
+        self.expand = ConvNeuron(width, expansion * width, spikes=True)
+        self.contract = ConvNeuron(expansion * width, width, spikes=True)
         self.iand = join == "iand"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,11 +42,12 @@ class MembraneProjection(nn.Module):
 
     def forward(self, x: Tensor, u: Tensor) -> Pair:
         """Run all time steps."""
-        y = self.synapse(x)
         if self.last:
+            y = self.synapse(x)
             rows = y.flatten(0, 2).unsqueeze(0)  # [1, T B N, C]: channels last, as batch normalisation reads them best
             return None, u + self.norm(rows).view(y.shape)
-        spikes, total = self.fire(y.transpose(2, 3), u.transpose(2, 3))
+        y, offset = self.fire.current(self.synapse, x)
+        spikes, total = self.fire(y.transpose(2, 3), u.transpose(2, 3), offset=offset)
         return spikes.transpose(2, 3), total.transpose(2, 3)
 
 

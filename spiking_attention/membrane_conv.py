@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention.membrane import Pair
-from spikeloom.synapses import BatchNorm2d, Conv2d, NormNeuron
+from spikeloom.synapses import BatchNorm2d, Conv2d, NormNeuron, SpikeConv2d
 
 
 class MembraneConv(nn.Module):
@@ -24,6 +24,8 @@ class MembraneConv(nn.Module):
         kernel: side of the kernel, odd; the map is padded by half of it.
         stride, groups, bias: of the convolution.
         last: no neuron follows: the result is (None, u').
+        spikes: the input is zeros and ones, so that backward may keep it as bits, see `SpikeConv2d`; False: other
+            values come too.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class MembraneConv(nn.Module):
         groups: int = 1,
         bias: bool = False,
         last: bool = False,
+        spikes: bool = True,
     ) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(
                 f"MembraneConv got kernel={kernel}; expected an odd size (an even one changes the map's size)."
             )
-        self.synapse = Conv2d(
+        self.synapse = (SpikeConv2d if spikes else Conv2d)(
             in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias
         )
         self.last = last
@@ -53,10 +56,10 @@ class MembraneConv(nn.Module):
 
     def forward(self, spikes: Tensor, u: Tensor) -> Pair:
         """Run all time steps."""
-        y = self.synapse(spikes)
         if self.last:
-            return None, u + self.norm(y)
-        fired, total = self.fire(y, u)
+            return None, u + self.norm(self.synapse(spikes))
+        y, offset = self.fire.current(self.synapse, spikes)
+        fired, total = self.fire(y, u, offset=offset)
         return fired, total
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spikeloom.synapses import BatchNorm2d, Conv2d, Linear
+from spikeloom.synapses import BatchNorm2d, Conv2d, Linear, SpikeConv2d
 from spikeloom.synapses.fold import check_axes
+from spikeloom.synapses.norm_pool import norm_then_pool
 
 
 class PointwiseNorm(nn.Module):
@@ -36,16 +37,28 @@ class ConvNorm(nn.Module):
         in_channels, out_channels: C, C'.
         kernel: side of the kernel.
         stride, bias: of the convolution.
+        spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeConv2d`.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1, bias: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+        spikes: bool = False,
     ) -> None:
         super().__init__()
-        self.synapse = Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+        conv = SpikeConv2d if spikes else Conv2d
+        self.synapse = conv(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
         self.norm = BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run all time steps."""
-        normed: Tensor = self.norm(self.synapse(x))
+    def forward(self, x: Tensor, pool: nn.Module | None = None) -> Tensor:
+        """Run all time steps; `pool` is applied to the result, a max pooling in one pass with the normalisation."""
+        y = self.synapse(x)
+        if pool is not None:
+            return norm_then_pool(self.norm, pool, y)
+        normed: Tensor = self.norm(y)
         return normed

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import LIF
 from spikeloom.spiking_attention.pool_mixer import PoolKind, pooling
-from spikeloom.synapses import BatchNorm2d, Conv2d
+from spikeloom.synapses import BatchNorm2d, Conv2d, SpikeConv2d
+from spikeloom.synapses.norm_pool import norm_then_pool
 
 
 class PooledConv(nn.Module):
@@ -20,16 +21,30 @@ class PooledConv(nn.Module):
 
     Args:
         in_channels, out_channels: C, C'. kernel: side of the kernel. kind: of the pooling. fires: with the neuron.
+        spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeConv2d`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, kind: PoolKind, *, fires: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        kind: PoolKind,
+        *,
+        fires: bool,
+        spikes: bool = False,
+    ) -> None:
         super().__init__()
-        self.synapse = Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        conv = SpikeConv2d if spikes else Conv2d
+        self.synapse = conv(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
         self.norm = BatchNorm2d(out_channels)
         self.pool = pooling(kind, 2)
         self.neuron = LIF() if fires else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
-        membranes: Tensor = self.pool(self.norm(self.synapse(x)))
-        return membranes if self.neuron is None else self.neuron(membranes)
+        membranes = norm_then_pool(self.norm, self.pool, self.synapse(x))
+        if self.neuron is None:
+            return membranes
+        spikes: Tensor = self.neuron(membranes)
+        return spikes

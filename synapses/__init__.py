@@ -7,6 +7,7 @@ from spikeloom.synapses.conv_neuron import ConvNeuron
 from spikeloom.synapses.dcls import Dcls1d, Dcls2d, Dcls2dK1d
 from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d
 from spikeloom.synapses.delay_conv import DelayConv1d
+from spikeloom.synapses.depthwise import DepthwiseConv2d
 from spikeloom.synapses.fold import channels_last, fold, over_time, unfold
 from spikeloom.synapses.integer_delays import IntegerDelays
 from spikeloom.synapses.layers import (
@@ -24,6 +25,7 @@ from spikeloom.synapses.layers import (
 )
 from spikeloom.synapses.norm_neuron import NormNeuron
 from spikeloom.synapses.projection import Projection
+from spikeloom.synapses.spike_conv import SpikeConv2d
 from spikeloom.synapses.spike_linear import SpikeLinear
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Dcls2d",
     "Dcls2dK1d",
     "DelayConv1d",
+    "DepthwiseConv2d",
     "Dropout",
     "Flatten",
     "IntegerDelays",
@@ -46,6 +49,7 @@ __all__ = [
     "MaxPool2d",
     "NormNeuron",
     "Projection",
+    "SpikeConv2d",
     "SpikeLinear",
     "channels_last",
     "construct_1d",

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from spikeloom.neurons import LIF, Neuron
 from spikeloom.synapses.layers import BatchNorm2d, Conv2d, MaxPool2d
 from spikeloom.synapses.norm_neuron import NormNeuron
+from spikeloom.synapses.norm_pool import norm_then_pool
+from spikeloom.synapses.spike_conv import SpikeConv2d
 
 Pool = Literal["none", "before", "after"]
 
@@ -24,6 +26,7 @@ class ConvNeuron(nn.Module):
         pool: max pooling 3 x 3 with stride 2 and padding 1, `before` the neuron (of its input), `after` it (of its
             spikes: their logical or) or `none`. Without pooling before it, normalisation and neuron are one kernel.
         neuron: None is `LIF()`.
+        spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeConv2d`.
     """
 
     def __init__(
@@ -36,13 +39,15 @@ class ConvNeuron(nn.Module):
         padding: int | None = None,
         pool: Pool = "none",
         neuron: Neuron | None = None,
+        spikes: bool = False,
     ) -> None:
         super().__init__()
         if pool not in ("none", "before", "after"):
             raise ValueError(f"ConvNeuron got pool={pool!r}; expected 'none', 'before' or 'after' the neuron.")
         neuron = LIF() if neuron is None else neuron
         padding = kernel // 2 if padding is None else padding
-        self.synapse = Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
+        conv = SpikeConv2d if spikes else Conv2d
+        self.synapse = conv(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
         self.pool_at = pool
         if pool == "before":
             self.norm = BatchNorm2d(out_channels)
@@ -56,7 +61,7 @@ class ConvNeuron(nn.Module):
         """Run all time steps."""
         x = self.synapse(x)
         if self.pool_at == "before":
-            spikes: Tensor = self.neuron(self.pool(self.norm(x)))
+            spikes: Tensor = self.neuron(norm_then_pool(self.norm, self.pool, x))
             return spikes
         pooled: Tensor = self.pool(self.fire(x))
         return pooled

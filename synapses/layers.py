@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikeloom.kernels.pool import max_pool, takes
-from spikeloom.synapses.fold import check_axes, over_time
+from spikeloom.synapses.fold import check_axes, is_repeated, over_time, repeat
 
 
 class Conv1d(nn.Conv1d):
@@ -25,12 +26,23 @@ class Conv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C', H', W']`."""
+    """`torch.nn.Conv2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C', H', W']`.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve every time step."""
+    A still image, repeated by `x.expand(T, *x.shape)`, is convolved once, and the result copied. Watchers of operators
+    (energy counting) see every step.
+    """
+
+    def forward(self, input: Tensor, *, bias: bool = True) -> Tensor:
+        """Convolve every time step; `bias=False` leaves the bias to `NormNeuron.forward(offset=)`."""
         check_axes(input, "Conv2d", "T B C H W")
-        return over_time(super().forward, input)
+        if is_repeated(input):
+            return repeat(self._all_steps(input[:1], bias), len(input))
+        return self._all_steps(input, bias)
+
+    def _all_steps(self, input: Tensor, bias: bool) -> Tensor:
+        """The convolution itself."""
+        used = self.bias if bias else None
+        return over_time(lambda folded: self._conv_forward(folded, self.weight, used), input)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -47,11 +59,11 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class Linear(nn.Linear):
     """`torch.nn.Linear` on the last axis: `[T, B, ..., D]` -> `[T, B, ..., D']`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Multiply every vector along the last axis."""
+    def forward(self, input: Tensor, *, bias: bool = True) -> Tensor:
+        """Multiply every vector along the last axis; `bias=False` leaves the bias to `NormNeuron.forward(offset=)`."""
         if input.ndim < 3:
             check_axes(input, "Linear", "T B D")
-        return super().forward(input)
+        return F.linear(input, self.weight, self.bias if bias else None)
 
 
 class BatchNorm1d(nn.BatchNorm1d):

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from spikeloom.kernels import weave
 from spikeloom.kernels.norm import Running, norm_weave
 from spikeloom.kernels.norm.programs import fused
+from spikeloom.kernels.op import dispatched
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.weaving import SCALE, SHIFT
 from spikeloom.neurons import Neuron
+from spikeloom.synapses.layers import Conv2d, Linear
 
 
 class NormNeuron(nn.Module):
@@ -87,6 +89,7 @@ class NormNeuron(nn.Module):
         x: Tensor,
         residual: Tensor | None = None,
         *,
+        offset: Tensor | None = None,
         state: tuple[Tensor, ...] | None = None,
         return_state: bool = False,
     ) -> Any:
@@ -95,6 +98,8 @@ class NormNeuron(nn.Module):
         Args:
             x: input [T, B, C, ...], usually of a convolution or a linear layer.
             residual: added after the normalisation, in the shape of x.
+            offset: [C], stands for x + offset in front of the normalisation without touching x: the bias of the layer
+                in front. In training it cancels, its gradient is 0, and the running mean alone takes it in.
             state, return_state: as in `Neuron.forward`.
 
         Returns:
@@ -113,7 +118,7 @@ class NormNeuron(nn.Module):
                 self.weight,
                 self.bias,
                 eps=self.eps,
-                running=self._running(),
+                running=self._running(offset),
                 group=self.process_group,
                 state=state,
                 backend=self.neuron.backend,
@@ -122,7 +127,8 @@ class NormNeuron(nn.Module):
         else:
             real = torch.float64 if x.dtype == torch.float64 else torch.float32
             scale = self.weight.to(real) * torch.rsqrt(self.running_var.to(real) + self.eps)
-            shift = self.bias.to(real) - self.running_mean.to(real) * scale
+            mean = self.running_mean.to(real)
+            shift = self.bias.to(real) - (mean if offset is None else mean - offset.to(real)) * scale
             shape = (-1, *[1] * (x.dim() - 3))
             outputs, final = weave(
                 program,
@@ -135,12 +141,22 @@ class NormNeuron(nn.Module):
         result = outputs if self.emit else outputs[0]
         return (result, final) if return_state else result
 
-    def _running(self) -> Running:
+    def current(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `layer` in front makes of x, and the bias that it left out, to be passed to `forward` as `offset`.
+
+        On a GPU a bias and its gradient cost a pass over memory each, and here they change nothing but a mean.
+        """
+        plain = not x.is_cuda or self.neuron.backend == "reference" or dispatched()
+        if plain or not isinstance(layer, Linear | Conv2d) or layer.bias is None:
+            return layer(x), None
+        return layer(x, bias=False), layer.bias
+
+    def _running(self, offset: Tensor | None) -> Running:
         """The buffers, and the weight that this batch gets in them."""
         rate = self.momentum
         if rate is None:  # cumulative average
             rate = 1.0 / float(self.num_batches_tracked + 1)
-        return Running(self.running_mean, self.running_var, self.num_batches_tracked, rate)
+        return Running(self.running_mean, self.running_var, self.num_batches_tracked, rate, offset)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, emit={self.emit}"

@@ -40,5 +40,6 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run all time steps."""
         check_axes(x, "Projection", "T B N C")
-        spikes: Tensor = self.fire(self.synapse(x).transpose(2, 3))
+        y, offset = self.fire.current(self.synapse, x)
+        spikes: Tensor = self.fire(y.transpose(2, 3), offset=offset)
         return spikes.transpose(2, 3)

@@ -13,24 +13,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeloom.kernels.bits import pack, unpack
+from spikeloom.kernels.bits import check_spikes, pack, unpack
 from spikeloom.kernels.op import dispatched, once_only
 from spikeloom.synapses.layers import Linear
 
-_TWICE = "on a CPU the plain operator runs, which can be differentiated twice"
+TWICE = "on a CPU the plain operator runs, which can be differentiated twice"
 
 
 class SpikeLinear(Linear):
     """`Linear` for inputs that are known to be zeros and ones: `[T, B, ..., D]` -> `[T, B, ..., D']`.
 
-    The values are not checked: a kernel that did would make the host wait. Only for the output of a spiking neuron.
+    Args:
+        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
+        check: raise a ValueError for an input that holds other values, for which the host waits for the device: to
+            find a mistake. Unchecked, the gradient of the weight takes every value but 0 for a one.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Multiply every vector along the last axis."""
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        check: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.check = check
+
+    def forward(self, input: Tensor, *, bias: bool = True) -> Tensor:
+        """Multiply every vector along the last axis; `bias=False`: see `Linear`."""
+        if self.check:
+            check_spikes(input, type(self).__name__)
         if keeps_bits(input, self.weight):
-            return spike_linear(input, self.weight, self.bias)
-        return super().forward(input)
+            return spike_linear(input, self.weight, self.bias if bias else None)
+        return super().forward(input, bias=bias)
 
 
 def keeps_bits(spikes: Tensor, *others: Tensor) -> bool:
@@ -41,12 +59,16 @@ def keeps_bits(spikes: Tensor, *others: Tensor) -> bool:
 
 def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear(spikes, weight, bias)` for spikes `[..., D]`, which are zeros and ones, with their bits kept."""
-    if torch.is_autocast_enabled(spikes.device.type) and spikes.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(spikes.device.type)
-        spikes, weight = spikes.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    result: Tensor = _SpikeLinear.apply(spikes, weight, bias)
+    result: Tensor = _SpikeLinear.apply(*autocast(spikes, weight, bias))
     return result
+
+
+def autocast(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands in the type in which autocast has a linear map or a convolution computed; float64 is left alone."""
+    if not torch.is_autocast_enabled(spikes.device.type) or spikes.dtype == torch.float64:
+        return spikes, weight, bias
+    dtype = torch.get_autocast_dtype(spikes.device.type)
+    return spikes.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class _SpikeLinear(torch.autograd.Function):
@@ -59,7 +81,7 @@ class _SpikeLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        once_only(_TWICE)
+        once_only(TWICE)
         bits, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad

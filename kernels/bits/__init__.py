@@ -1,5 +1,5 @@
 """Spike tensors as bits."""
 
-from spikeloom.kernels.bits.packing import pack, unpack
+from spikeloom.kernels.bits.packing import check_spikes, pack, unpack
 
-__all__ = ["pack", "unpack"]
+__all__ = ["check_spikes", "pack", "unpack"]

@@ -24,17 +24,20 @@ _ONES = {
 _THREADS = 256
 
 
-def pack(x: Tensor) -> Tensor:
+def pack(x: Tensor, *, check: bool = False) -> Tensor:
     """Bits of a contiguous floating-point tensor of zeros and ones: uint8 `[ceil(n / 8)]`.
 
-    That the values are zeros and ones is not checked here (it would wait for the device): every value but 0 becomes a
-    one.
+    Args:
+        x: the spikes.
+        check: look at the values, for which the host waits for the device. Unchecked, every value but 0 becomes a one.
 
     Raises:
-        ValueError: x is not contiguous, or of another dtype.
+        ValueError: x is not contiguous, or of another dtype; with `check`, it holds other values than 0 and 1.
     """
     if not x.is_contiguous() or x.dtype not in _ONES:
         raise ValueError(f"pack got a {x.dtype} tensor with strides {x.stride()}; expected contiguous floating point.")
+    if check:
+        check_spikes(x, "pack")
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     if x.device.type == "cuda" and x.numel() and x.data_ptr() % 16 == 0:
         _kernel("pack", x.dtype, x.device.index, bits.numel())((x.data_ptr(), bits.data_ptr(), x.numel()))
@@ -43,6 +46,26 @@ def pack(x: Tensor) -> Tensor:
     padded[: x.numel()] = x.flatten() != 0
     powers = 2 ** torch.arange(8, dtype=torch.uint8, device=x.device)
     return (padded.view(-1, 8) * powers).sum(1, dtype=torch.uint8)
+
+
+def check_spikes(x: Tensor, reader: str) -> None:
+    """Raise unless all values of x are 0 or 1. The host waits for the device, so this is for tests and for debugging.
+
+    Args:
+        x: of any shape and real dtype.
+        reader: what was given x, for the message.
+
+    Raises:
+        ValueError: with the number of elements that are no spikes (NaN is none), and one of them.
+    """
+    others = (x != 0) & (x != 1)
+    found = int(others.sum())
+    if found:
+        raise ValueError(
+            f"{reader} got an input of shape {list(x.shape)} in which {found} of {x.numel()} elements are no spikes, "
+            f"such as {x[others][0].item():g}; expected 0 and 1 only, as a neuron gives them. For other inputs use the "
+            "layer that keeps them as they are (Linear, Conv2d, spikes=False)."
+        )
 
 
 def unpack(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -42,6 +42,7 @@ struct ForwardArguments {
     const float *first, *second, *pivot, *weight, *bias;
     float *stats, *running_mean, *running_var;
     long long* batches;
+    const float* offset;  // left out of y (finish.Running), or null
     Shape shape;
     double count, eps, rate;
 };
@@ -64,7 +65,8 @@ extern "C" __global__ void __launch_bounds__(1024) norm_forward(const ForwardArg
     const float unbiased = (float)(var * a.count / (a.count > 1 ? a.count - 1 : 1)), rate = (float)a.rate;
     to[5 * C] = unbiased;
     if (!a.running_mean) return;
-    a.running_mean[channel] += rate * (mean - a.running_mean[channel]);
+    const float shifted = a.offset ? mean + a.offset[channel] : mean;
+    a.running_mean[channel] += rate * (shifted - a.running_mean[channel]);
     a.running_var[channel] += rate * (unbiased - a.running_var[channel]);
     if (channel == 0) *a.batches += 1;
 }

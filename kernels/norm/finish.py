@@ -66,19 +66,25 @@ def _group(name: str) -> dist.ProcessGroup:
 
 
 class Running(NamedTuple):
-    """BatchNorm's buffers and the weight of the new batch in them."""
+    """BatchNorm's buffers and the weight of the new batch in them.
+
+    offset: [C], a constant that was left out of y, because it does not change what is normalised: the bias of the layer
+    in front. The running mean is that of y + offset.
+    """
 
     mean: Tensor
     var: Tensor
     batches: Tensor
     rate: float
+    offset: Tensor | None = None
 
 
 def update(running: Running, stats: Tensor) -> None:
     """Take the statistics of a batch into the buffers."""
     with torch.no_grad():
         running.batches.add_(1)
-        running.mean.lerp_(stats[0].to(running.mean.dtype), running.rate)
+        mean = stats[0] if running.offset is None else stats[0] + running.offset
+        running.mean.lerp_(mean.to(running.mean.dtype), running.rate)
         running.var.lerp_(stats[5].to(running.var.dtype), running.rate)
 
 
@@ -111,8 +117,11 @@ def forward_cuda(
     stats = partial.new_empty((6, channels))
     pivot, size = partial.data_ptr(), (partial.shape[0] - channels) // 2
     first = pivot + channels * 4
-    kept = (running.mean.data_ptr(), running.var.data_ptr(), running.batches.data_ptr()) if running else (0, 0, 0)
-    _kernel("norm_forward", "9Q3q3d", partial.device.index, channels if width > 1 else -(-channels // 32))(
+    kept, offset = (0, 0, 0), None
+    if running is not None:
+        kept = (running.mean.data_ptr(), running.var.data_ptr(), running.batches.data_ptr())
+        offset = None if running.offset is None else running.offset.detach().float().contiguous()
+    _kernel("norm_forward", "10Q3q3d", partial.device.index, channels if width > 1 else -(-channels // 32))(
         (
             first,
             first + size * 4,
@@ -121,6 +130,7 @@ def forward_cuda(
             bias.data_ptr(),
             stats.data_ptr(),
             *kept,
+            0 if offset is None else offset.data_ptr(),
             size // (channels * width),
             channels,
             width,

@@ -177,8 +177,9 @@ def _backward_fake(
 
 class _NormWeave(torch.autograd.Function):
     """Autograd of `norm_weave` over a flat list: (running, n inputs, n states, scalars, program, group, eps, every,
-    final, weight, bias, *tensors). `running` False: call the operators, so that tracers see them; else call the kernels
-    themselves, which update these buffers (None: there are none)."""
+    final, offset, weight, bias, *tensors). `running` False: call the operators, so that tracers see them; else call the
+    kernels themselves, which update these buffers (None: there are none). offset: that of `running`, whose gradient is
+    0, as the normalisation takes every constant away."""
 
     @staticmethod
     def forward(
@@ -192,6 +193,7 @@ class _NormWeave(torch.autograd.Function):
         eps: float,
         every: int,
         final: bool,
+        offset: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         *tensors: Tensor,
@@ -225,6 +227,7 @@ class _NormWeave(torch.autograd.Function):
             weight.dtype,
             bias.dtype,
         )
+        ctx.offset = None if offset is None else (offset.shape, offset.dtype, offset.device)
         return tuple(results)
 
     @staticmethod
@@ -236,7 +239,7 @@ class _NormWeave(torch.autograd.Function):
         recorded, _ = parse(program)
         n_out, n_states = len(recorded.outputs), len(recorded.states)
         useful = grads[: n_out + n_states] if final else (*grads[:n_out], *[None] * n_states)
-        needs = ctx.needs_input_grad[11:]
+        needs = ctx.needs_input_grad[12:]
         states_wanted = needs[n_in : n_in + n_state] or (False,) * n_states
         wanted = (*needs[:n_in], *states_wanted, *needs[n_in + n_state :])
         mask = "".join("01"[g is not None] for g in useful) + ":" + "".join("01"[w] for w in wanted)
@@ -257,7 +260,11 @@ class _NormWeave(torch.autograd.Function):
         )
         free = iter(found)
         rest = tuple(next(free) if need else None for need in needs)
-        return (None,) * 9 + (weight.to(weight_dtype), bias.to(bias_dtype)) + rest
+        of_offset = None
+        if ctx.needs_input_grad[9]:
+            shape, dtype, device = ctx.offset
+            of_offset = torch.zeros(shape, dtype=dtype, device=device)
+        return (None,) * 9 + (of_offset, weight.to(weight_dtype), bias.to(bias_dtype)) + rest
 
 
 def norm_weave(
@@ -288,8 +295,9 @@ def norm_weave(
         return results
     tensors = (*inputs, *state, *params)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, bias, *tensors)):
+        offset = None if running is None else running.offset
         applied: tuple[Tensor, ...] = _NormWeave.apply(
-            running, len(inputs), len(state), scalars, program, group, eps, every, final, weight, bias, *tensors
+            running, len(inputs), len(state), scalars, program, group, eps, every, final, offset, weight, bias, *tensors
         )
         return applied
     return _forward(inputs, state, params, scalars, weight, bias, program, group, eps, every, final, running)
@@ -312,7 +320,7 @@ def _forward_autograd(
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, bias, *tensors)):
         return list(
             _NormWeave.apply(
-                False, len(inputs), len(state), scalars, program, group, eps, every, final, weight, bias, *tensors
+                False, len(inputs), len(state), scalars, program, group, eps, every, final, None, weight, bias, *tensors
             )
         )
     with torch._C._AutoDispatchBelowAutograd():

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spikeloom import synapses
-from spikeloom.synapses import fold, over_time, unfold
+from spikeloom.synapses import Conv2d, channels_last, fold, over_time, unfold
 
 T, B = 3, 4
 FRAMES = (T, B, 6, 9, 8)
@@ -76,11 +77,6 @@ def test_is_a_subclass_of_the_torch_layer(name: str) -> None:
     assert issubclass(getattr(synapses, name), getattr(nn, name))
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """The same frames with channels fastest in memory."""
-    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
-
-
 @pytest.mark.parametrize("case", ["conv2d", "conv transpose", "max pool", "avg pool", "adaptive pool", "batch norm"])
 def test_channels_last_stays(case: str) -> None:
     arguments, options, shape = CASES.get(case, (("BatchNorm2d", 6), {}, FRAMES))
@@ -145,3 +141,23 @@ def test_dropout_uses_one_mask_for_all_time_steps() -> None:
     assert synapses.Dropout(0.25).eval()(x) is x
     inplace = synapses.Dropout(0.5, inplace=True)
     assert inplace(x) is x
+
+
+def test_a_still_image_is_convolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, image = Conv2d(3, 4, 3, padding=1), torch.rand(2, 3, 5, 6)
+    sizes = []
+    once = layer._conv_forward
+    monkeypatch.setattr(layer, "_conv_forward", lambda x, *rest: (sizes.append(len(x)), once(x, *rest))[1])
+    frames = channels_last(image.expand(7, *image.shape))
+    assert frames.stride(0) == 0
+    assert torch.equal(frames, image.expand(7, *image.shape))
+    y = layer(frames)
+    assert sizes == [2]
+    torch.testing.assert_close(y, torch.stack([once(image, layer.weight, layer.bias)] * 7))
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    expected = torch.autograd.grad(7 * once(image, layer.weight, layer.bias).sum(), layer.weight)[0]
+    torch.testing.assert_close(layer.weight.grad, expected)
+    with FlopCounterMode(display=False) as watched:  # whoever watches operators sees every step
+        layer(channels_last(image.expand(7, *image.shape)))
+    assert watched.get_total_flops() == 7 * 2 * 2 * 4 * 3 * 9 * 5 * 6

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikeloom.neurons import LI, LIF, PLIF, Stream
-from spikeloom.synapses import NormNeuron
+from spikeloom.synapses import NormNeuron, Projection
 
 
 def plain(layer: NormNeuron) -> nn.BatchNorm2d:
@@ -47,6 +47,35 @@ def test_equals_batch_norm_add_neuron(train: bool, residual: bool) -> None:
     torch.testing.assert_close(layer.running_mean, norm.running_mean)
     torch.testing.assert_close(layer.running_var, norm.running_var)
     assert layer.num_batches_tracked == norm.num_batches_tracked
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_offset_stands_for_the_bias_in_front(train: bool, dtype: torch.dtype, device: str) -> None:
+    ours, plain = (NormNeuron(5, LIF()).to(device, dtype).train(train) for _ in range(2))
+    x = data((4, 3, 5, 6, 6)).to(device, dtype)
+    offset = data((5,), 1).to(device, dtype).requires_grad_()
+    spikes, expected = ours(x, offset=offset), plain(x + offset.detach().view(5, 1, 1))
+    assert (spikes != expected).float().mean() < (1e-3 if dtype == torch.float32 else 1e-9)
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+    spikes.sum().backward()
+    assert offset.grad is not None
+    assert offset.grad.any() == (not train)  # in training every constant cancels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layer", [Projection(8, 6, bias=True, spikes=True), Projection(8, 6, bias=True)], ids=str)
+def test_a_projection_leaves_its_bias_to_the_neuron(layer: Projection) -> None:
+    fast, slow = copy.deepcopy(layer).cuda(), copy.deepcopy(layer).cuda()
+    slow.fire.current = lambda synapse, x: (synapse(x), None)  # type: ignore[method-assign]
+    x = (data((4, 3, 7, 8)) > 1).float().cuda()
+    a, b = fast(x), slow(x)
+    assert (a != b).float().mean() < 1e-2
+    a.sum().backward()
+    assert fast.synapse.bias.grad is not None
+    assert not fast.synapse.bias.grad.any()
+    torch.testing.assert_close(fast.fire.running_mean, slow.fire.running_mean)
 
 
 def test_emits_the_membrane_input() -> None:
