@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +16,15 @@ from torch import Tensor, nn
 
 from spikeloom.models.masked import reconstruction_loss
 from spikeloom.training.data import Batches, generator_for
+from spikeloom.training.device_step import DeviceStep, Judge, Say, Updates
 from spikeloom.training.ema import Ema
+from spikeloom.training.finite import DivergedError, require_finite
+from spikeloom.training.graph import CudaRecorder
 from spikeloom.training.losses import hard, make_loss
-from spikeloom.training.optim import learning_rate, make_optimizer
+from spikeloom.training.optim import learning_rate, make_optimizer, set_rate
 from spikeloom.training.recipe import Recipe
 
 _MASKS, _TEST_MASKS = 100, 101  # streams of random numbers, apart from those of data.py
-
-Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
-"""Takes a batch: (module, frames, targets, generator of its masks) -> mean loss, and how many were classified right."""
-
-
-class DivergedError(FloatingPointError):
-    """The loss, or its gradient, is not finite."""
 
 
 @dataclass
@@ -69,30 +67,70 @@ class Training:
     """A training in progress: everything that changes from step to step, except torch's random state.
 
     epoch: epochs finished. batch: batches done of the next one. tally: of that unfinished epoch.
+    updates: on a GPU, where steps are sent ahead; `settle` reads what came of them. None: each step is waited for.
     """
 
     recipe: Recipe
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     ema: Ema | None
     device: torch.device
     epoch: int = 0
     batch: int = 0
     step: int = 0
     tally: Tally = field(default_factory=Tally)
+    updates: Updates | None = None
 
 
-def start(recipe: Recipe, model: nn.Module, device: torch.device) -> Training:
-    """A training before its first step; kernels of convolutions lie channels-last, as the frames do."""
+def start(recipe: Recipe, model: nn.Module, device: torch.device, say: Say | None = None) -> Training:
+    """A training before its first step; kernels of convolutions lie channels-last, as the frames do.
+
+    say: is told why there are no CUDA graphs where they were to be had; None: it is a warning.
+
+    Raises:
+        ValueError: graphs are asked for, and cannot be had.
+    """
+    check_graph(recipe, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    return Training(recipe, model, make_optimizer(model, recipe.optim), ema, device)
+    training = Training(recipe, model, make_optimizer(model, recipe.optim), ema, device)
+    if device.type == "cuda":
+        step = DeviceStep(model, judge_of(recipe, device), training.optimizer, ema, recipe.optim.clip_norm)
+        wanted, obstacle = recipe.cuda_graph != "off", graph_obstacle(recipe, device)
+        recorder = partial(CudaRecorder, device) if wanted and obstacle is None else None
+        say = _warn if say is None else say
+        training.updates = Updates(step, recorder, recipe.cuda_graph, obstacle if wanted else None, say)
+    return training
+
+
+def check_graph(recipe: Recipe, device: torch.device) -> None:
+    """Refuse to capture what cannot be captured.
+
+    Raises:
+        ValueError: the recipe's cuda_graph is "on", and something speaks against it.
+    """
+    obstacle = graph_obstacle(recipe, device)
+    if recipe.cuda_graph == "on" and obstacle is not None:
+        raise ValueError(
+            f'The recipe\'s cuda_graph is "on", but {obstacle}. Pass --cuda-graph auto, which captures steps '
+            "where that is possible."
+        )
+
+
+def graph_obstacle(recipe: Recipe, device: torch.device) -> str | None:
+    """Why a recipe's steps cannot be captured in CUDA graphs, as far as it is known before the first one."""
+    if device.type != "cuda":
+        return f"the device is {device.type!r}; CUDA graphs need a GPU (--device cuda)"
+    if recipe.task == "reconstruct":
+        return "the task 'reconstruct' draws what it hides on the host, anew for every batch"
+    return None
 
 
 def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     """Train to the end of the epoch, from the batch where the training stands; yields after every step.
 
-    The caller may stop in between, save the training, and go on later with the same numbers.
+    The caller may stop in between, save the training, and go on later with the same numbers. On a GPU the tally is one
+    step behind until the epoch ends.
 
     Raises:
         DivergedError: the loss or its gradient is not finite; the step is not taken.
@@ -100,17 +138,47 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     judge = judge_of(training.recipe, training.device)
     training.model.train()
     began = time.perf_counter()
-    for frames, labels in batches.shuffled(training.recipe.seed, training.epoch, training.batch):
-        loss, correct = _step(training, judge, frames, labels, len(batches))
+    for frames, targets in batches.shuffled(training.recipe.seed, training.epoch, training.batch):
+        _step(training, judge, frames, targets, len(batches))
         training.step += 1
         training.batch += 1
+        settle(training, left=1)  # while the device is busy with this step, the one before is read
         now = time.perf_counter()
-        training.tally.add(loss, correct, len(labels), now - began)
+        training.tally.seconds += now - began
         began = now
         yield training.tally
+    settle(training)
+    training.tally.seconds += time.perf_counter() - began
     training.epoch += 1
     training.batch = 0
     training.tally = Tally()
+
+
+def settle(training: Training, left: int = 0) -> None:
+    """Read what came of the steps that were sent to the device into the tally, but for the last `left`.
+
+    Raises:
+        DivergedError: a step's loss or gradient is not finite; that step and those after it are not taken.
+    """
+    sent = training.updates.sent if training.updates is not None else ()
+    while len(sent) > left:
+        assert training.updates is not None
+        first = training.updates.sent[0]
+        loss, norm, correct = first.report.read()
+        try:
+            require_finite(loss, norm, first.step, first.rate)
+        except DivergedError:
+            undone = training.updates.forget(first.step)
+            training.step, training.batch = training.step - undone, training.batch - undone
+            raise
+        training.updates.sent.popleft()
+        training.tally.add(loss, correct, first.samples)
+
+
+def rate_of(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step."""
+    recipe = training.recipe
+    return learning_rate(step, recipe.epochs * steps_per_epoch, steps_per_epoch, recipe.optim)
 
 
 def judge_of(recipe: Recipe, device: torch.device) -> Judge:
@@ -132,34 +200,34 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
     return classify
 
 
-def _step(
-    training: Training, judge: Judge, frames: Tensor, targets: Tensor, steps_per_epoch: int
-) -> tuple[float, int | None]:
-    """One update; returns the loss and how many samples were classified correctly.
+def _step(training: Training, judge: Judge, frames: Tensor, targets: Tensor, steps_per_epoch: int) -> None:
+    """One update; its loss and how many samples were classified correctly go to the tally, on a GPU by `settle`.
 
     Raises:
         DivergedError: before the update, because the loss or its gradient is not finite.
     """
-    recipe, optimizer = training.recipe, training.optimizer
-    rate = learning_rate(training.step, recipe.epochs * steps_per_epoch, steps_per_epoch, recipe.optim)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    masks = generator_for(recipe.seed, _MASKS, training.epoch, training.batch)
+    rate = rate_of(training, training.step, steps_per_epoch)
+    masks = generator_for(training.recipe.seed, _MASKS, training.epoch, training.batch)
+    if training.updates is not None:
+        training.updates.send(frames, targets, masks, training.step, rate)
+        return
+    optimizer = training.optimizer
+    set_rate(optimizer, rate)
     loss, correct = judge(training.model, frames, targets, masks)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     # without a limit a finite gradient is multiplied by 1
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), recipe.optim.clip_norm or math.inf)
-    value, size = torch.stack((loss.detach().double(), norm.double())).tolist()  # waits for the device once
-    if not (math.isfinite(value) and math.isfinite(size)):
-        what = f"The norm of the gradient is {size}" if math.isfinite(value) else f"The loss is {value}"
-        raise DivergedError(
-            f"{what} at step {training.step} (learning rate {rate:.2g}). Lower --lr, or set --optim.clip-norm."
-        )
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.recipe.optim.clip_norm or math.inf)
+    value, size = torch.stack((loss.detach().double(), norm.double())).tolist()
+    require_finite(value, size, training.step, rate)
     optimizer.step()
     if training.ema is not None:
-        training.ema.update(training.model)
-    return value, None if correct is None else int(correct)
+        training.ema.update()
+    training.tally.add(value, None if correct is None else int(correct), len(targets))
+
+
+def _warn(step: int, text: str) -> None:
+    warnings.warn(f"After {step} steps: {text}", stacklevel=2)
 
 
 @torch.no_grad()

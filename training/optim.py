@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron
 from spikeloom.training.recipe import Optim
@@ -24,9 +25,56 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.AdamW:
-    """AdamW over the model's parameters."""
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas)
+def make_optimizer(model: nn.Module, config: Optim, capturable: bool | None = None) -> torch.optim.AdamW:
+    """AdamW over the model's parameters.
+
+    capturable: one kernel for all parameters, and the learning rate is a tensor beside them, so that a step may be part
+        of a CUDA graph; None: if the parameters are on a CUDA device.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
+    if not (device.type == "cuda" if capturable is None else capturable):
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    rate = torch.tensor(config.lr, dtype=torch.float32, device=device)
+    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True, capturable=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups; the tensor of a capturable optimizer, which they share, is written."""
+    shared = optimizer.param_groups[0]["lr"]
+    if isinstance(shared, Tensor):
+        shared.fill_(rate)
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_optimizer_state` takes; rates are numbers."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load averages, counters and rates; how a step is computed stays as it is here, and so does the rate's tensor."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    own = {name: optimizer.defaults[name] for name in ("fused", "capturable", "foreach")}
+    optimizer.load_state_dict({**state, "param_groups": [{**group, **own} for group in state["param_groups"]]})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            rate.fill_(float(group["lr"]))
+            group["lr"] = rate
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                values[name] = in_memory_as(value, parameter)
+
+
+def in_memory_as(value: Tensor, like: Tensor) -> Tensor:
+    """The same values with the strides of a tensor of the same shape, which fused kernels ask for."""
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, config: Optim) -> float:

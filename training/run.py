@@ -39,7 +39,16 @@ from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.firing import Firing, count_spikes
 from spikeloom.training.interrupt import Interruption, TrainingInterrupted, watch
 from spikeloom.training.log import RunLog, epoch_bar, epoch_line
-from spikeloom.training.loop import Tally, Training, averaged, evaluate, start, train_epoch
+from spikeloom.training.loop import (
+    Tally,
+    Training,
+    averaged,
+    check_graph,
+    evaluate,
+    rate_of,
+    start,
+    train_epoch,
+)
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 from spikeloom.training.recipes import get_recipe
 from spikeloom.training.sources import Recordings, check_augment, source
@@ -98,7 +107,7 @@ def fit(
     first checkpoint takes the same recipe again.
 
     resume: continue the run in `out`, with the numbers that it would have had without the interruption. The recipe is
-        the run's own; only data.root may differ.
+        the run's own; only data.root and cuda_graph may differ.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -110,6 +119,8 @@ def fit(
     where = pick_device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         stages = _prepare(recipe, Path(out), resume, console)
+        for stage in stages:
+            check_graph(stage.recipe, where)
         test = load_test(recipe.data)
         _write_settings(stages)
         while len(stages) > 1:
@@ -207,13 +218,19 @@ def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> 
         _initialise(stage.model, folder / PRETRAIN, console)
     else:
         torch.set_rng_state(stage.random)
-    training = start(recipe, stage.model, device)
+    log = RunLog(folder / LOG)
+
+    def say(step: int, text: str) -> None:
+        console.print(escape(text), soft_wrap=True)
+        log.write("notice", step, text=text)
+
+    training = start(recipe, stage.model, device, say)
     session = Session(
         recipe,
         folder,
         root,
         console,
-        RunLog(folder / LOG),
+        log,
         Batches(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
         None if stage.validation is None else Batches(stage.validation, recipe.data, recipe.batch_size, device),
     )
@@ -249,7 +266,8 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             "Choose another with --out."
         )
     begun = read_recipe(folder / RECIPE)
-    begun = replace(begun, data=replace(begun.data, root=recipe.data.root))  # recordings may have been moved
+    # recordings may have been moved, and the run go on on another machine
+    begun = replace(begun, data=replace(begun.data, root=recipe.data.root), cuda_graph=recipe.cuda_graph)
     changed = differences(begun.to_json(), recipe.to_json())
     if changed:
         raise ValueError(
@@ -260,6 +278,8 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
 
 def _first_stage(recipe: Recipe) -> Recipe | None:
     """The recipe to train first, with the model, frames, limit and seed of the one that it is for.
+
+    It has no CUDA graphs if that one has them off.
 
     A reconstruction keeps its one time step; the weights do not depend on their number.
     """
@@ -272,7 +292,10 @@ def _first_stage(recipe: Recipe) -> Recipe | None:
     frames = ("encoding", "split", "duration_us", "crop", "pool") if of_events else ()
     limit = first.data.limit if recipe.data.limit is None else recipe.data.limit
     data = replace(first.data, T=T, root=root, limit=limit, **{name: getattr(recipe.data, name) for name in frames})
-    return replace(first, model=recipe.model, model_args=recipe.model_args, data=data, seed=recipe.seed)
+    graph = "off" if recipe.cuda_graph == "off" else first.cuda_graph
+    return replace(
+        first, model=recipe.model, model_args=recipe.model_args, data=data, seed=recipe.seed, cuda_graph=graph
+    )
 
 
 def _is_finished(recipe: Recipe, folder: Path) -> bool:
@@ -297,7 +320,9 @@ def _announce(training: Training, session: Session) -> None:
     parameters = sum(p.numel() for p in training.model.parameters())
     where = f"{training.device}" if training.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     unit = source(recipe.data).unit
-    recordings = f"{session.train.recordings:,} {unit}" + (f" and {held.recordings:,} held out" if held else "")
+    recordings = f"{session.train.recordings:,} {unit}" + (
+        f" and {held.recordings:,} held out" if held is not None else ""
+    )
     stage = "pre-training " if session.folder != session.root else "training "
     session.console.print(
         f"{stage}[bold]{escape(recipe.model)}[/] ({parameters:,} parameters) on {recordings} of "
@@ -328,12 +353,14 @@ def _epochs(training: Training, session: Session) -> None:
             save(training, session)
             if interruption.signal is not None and training.epoch < epochs:
                 _stop(training, session, interruption)
+    if training.updates is not None:
+        training.updates.release()
 
 
 def _epoch_values(training: Training, session: Session, tally: Tally) -> dict[str, Any]:
     values = {
         "epoch": training.epoch,
-        "lr": training.optimizer.param_groups[0]["lr"],
+        "lr": rate_of(training, training.step - 1, len(session.train)),
         **tally.values(),
         "seconds": tally.seconds,
         "samples_per_second": tally.samples / max(tally.seconds, 1e-9),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spikeloom.models.files import CheckpointError, load_weights
-from spikeloom.training.loop import Tally, Training
+from spikeloom.training.loop import Tally, Training, settle
+from spikeloom.training.optim import load_optimizer_state, optimizer_state
 
 
 def weights_of(training: Training) -> dict[str, Tensor]:
@@ -20,9 +21,16 @@ def weights_of(training: Training) -> dict[str, Tensor]:
 
 
 def take(training: Training, recordings: int) -> dict[str, Any]:
-    """Everything but `weights_of(training)`; `recordings` is the size of the training part, checked by `restore`."""
+    """Everything but `weights_of(training)`; `recordings` is the size of the training part, checked by `restore`.
+
+    Steps that were sent to the device are waited for.
+
+    Raises:
+        DivergedError: one of them was not taken.
+    """
+    settle(training)
     state: dict[str, Any] = {
-        "optimizer": training.optimizer.state_dict(),
+        "optimizer": optimizer_state(training.optimizer),
         "progress": {"epoch": training.epoch, "batch": training.batch, "step": training.step, "recordings": recordings},
         "tally": asdict(training.tally),
         "rng": torch.get_rng_state(),
@@ -53,7 +61,7 @@ def restore(
         load_weights(training.model, state.get("own_weights", weights), where)
         if training.ema is not None:
             training.ema.load(weights, int(state["ema_updates"]))
-        training.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(training.optimizer, state["optimizer"])
         training.epoch, training.batch, training.step = progress["epoch"], progress["batch"], progress["step"]
         training.tally = Tally(**state["tally"])
         torch.set_rng_state(state["rng"])

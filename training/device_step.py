@@ -1,0 +1,215 @@
+"""Training steps that never wait for the device, so that they can be replayed from a graph.
+
+What changes from step to step lies in scalar tensors: the learning rate, the share of the weights in their average,
+and the flag `bad`. A loss or gradient that is not finite raises the flag; then the optimizer's kernel changes nothing,
+the average takes nothing in, and the model's buffers (statistics of normalisations) are put back. The flag stays up:
+nothing changes in later steps either, so whoever reads the report of the bad step, some steps later, finds weights,
+buffers, average and optimizer as they were before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.training.ema import Ema
+from spikeloom.training.graph import Recorder, Replayed
+from spikeloom.training.optim import in_memory_as, set_rate
+
+Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
+"""Takes a batch: (module, frames, targets, generator of its masks) -> mean loss, and how many were classified right."""
+
+Say = Callable[[int, str], None]
+"""Is told something by a training: (step, text)."""
+
+
+class DeviceStep:
+    """Forward, loss, backward, clipping, optimizer and average, on tensors that stay where they are.
+
+    Args:
+        model, ema: on their device. optimizer: AdamW that is capturable. clip_norm: largest norm of the gradient.
+    """
+
+    def __init__(
+        self, model: nn.Module, judge: Judge, optimizer: torch.optim.AdamW, ema: Ema | None, clip_norm: float | None
+    ) -> None:
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self._judge, self._limit = judge, clip_norm or math.inf  # without a limit, a finite gradient is multiplied by 1
+        rate = optimizer.param_groups[0]["lr"]
+        self.bad = torch.zeros_like(rate)
+        optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused kernel reads it, as from a GradScaler
+        self._weight = torch.zeros_like(rate)
+        self._result = torch.zeros(3, dtype=torch.float64, device=rate.device)
+        self._buffers = _Buffers(model)
+
+    def prepare(self, rate: float) -> None:
+        """Write the numbers of the coming step; the average counts it."""
+        set_rate(self.optimizer, rate)
+        if self.ema is not None:
+            self._weight.fill_(self.ema.weight)
+            self.ema.updates += 1
+
+    def run(self, frames: Tensor, targets: Tensor, masks: torch.Generator) -> None:
+        """The step; host work beside it does not depend on the values of tensors, unless the model's or loss's does."""
+        self._buffers.keep()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = self._judge(self.model, frames, targets, masks)
+        loss.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self._limit)
+        with torch.no_grad():
+            loss = loss.detach()
+            self.bad.copy_(torch.maximum(self.bad, (~(loss.isfinite() & norm.isfinite())).to(self.bad.dtype)))
+            for p in parameters:
+                assert p.grad is not None
+                p.grad = in_memory_as(p.grad, p)
+            self.optimizer.step()
+            self._buffers.restore(self.bad)
+            if self.ema is not None:
+                self.ema.blend(self._weight * (1 - self.bad))
+            right = torch.full_like(self._result[0], math.nan) if correct is None else correct
+            self._result.copy_(torch.stack([value.double() for value in (loss, norm, right)]))
+
+    def report(self) -> Report:
+        """What the last step came to."""
+        return Report(self._result)
+
+
+class Report:
+    """A copy of a result `[3]`, on its way to the host: loss, norm of the gradient, samples classified correctly."""
+
+    def __init__(self, result: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if result.device.type != "cuda":
+            self._values = result.clone()
+            return
+        self._values = torch.empty_like(result, device="cpu", pin_memory=True)
+        with torch.cuda.device(result.device):
+            self._values.copy_(result, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[float, float, int | None]:
+        """Wait for it; no correct samples: the task has no labels."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm, correct = self._values.tolist()
+        return loss, norm, None if math.isnan(correct) else int(correct)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A step on its way, its number, learning rate and samples, and its report."""
+
+    step: int
+    rate: float
+    samples: int
+    report: Report
+
+
+class Updates:
+    """Sends steps to the device, from graphs where that is possible.
+
+    Args:
+        step: what to send.
+        recorder: makes the recorder of graphs; None: no graphs.
+        setting: "on": a capture that fails is an error. "auto": steps are sent one operation at a time from then on.
+        obstacle: why there are no graphs, to be told at the first step; None: nobody expects any.
+        say: is told, once, why there are no graphs.
+    """
+
+    def __init__(
+        self,
+        step: DeviceStep,
+        recorder: Callable[[], Recorder] | None,
+        setting: str = "auto",
+        obstacle: str | None = None,
+        say: Say | None = None,
+    ) -> None:
+        self.sent: deque[Sent] = deque()
+        self._step, self._setting, self._obstacle = step, setting, obstacle
+        self._say: Say = (lambda step, text: None) if say is None else say
+        self._now = 0
+        self.graphs = None if recorder is None else Replayed(self._maskless, recorder, self._failed)
+
+    def send(self, frames: Tensor, targets: Tensor, masks: torch.Generator, step: int, rate: float) -> None:
+        """Send a step, and note that its report is still to be read.
+
+        Raises:
+            ValueError: the step was to be captured, and cannot be.
+        """
+        self._now = step
+        if self._obstacle is not None:
+            self._tell(self._obstacle)
+            self._obstacle = None
+        self._step.prepare(rate)
+        if self.graphs is None:
+            self._step.run(frames, targets, masks)
+        else:
+            self.graphs(frames, targets)
+        self.sent.append(Sent(step, rate, len(targets), self._step.report()))
+
+    def forget(self, step: int) -> int:
+        """Take back what was sent from a bad step on, which changed nothing; returns how many steps these are."""
+        undone = sum(sent.step >= step for sent in self.sent)
+        for _ in range(undone):
+            self.sent.pop()
+        if self._step.ema is not None:
+            self._step.ema.updates -= undone
+        return undone
+
+    def release(self) -> None:
+        """Free the memory of the graphs; steps that follow are sent one operation at a time."""
+        self.graphs = None
+
+    def _maskless(self, frames: Tensor, targets: Tensor) -> None:
+        self._step.run(frames, targets, torch.Generator())  # of a task that draws no masks
+
+    def _failed(self, reason: str) -> None:
+        if self._setting == "on":
+            raise ValueError(
+                f'The recipe\'s cuda_graph is "on", but a step cannot be captured: {reason}. Train without graphs: '
+                "--cuda-graph off, or auto."
+            )
+        self._tell(reason)
+
+    def _tell(self, reason: str) -> None:
+        self._say(self._now, f"steps are not captured in CUDA graphs, and run one operation at a time: {reason}")
+
+
+class _Buffers:
+    """Copies of a model's saved buffers, one tensor for each dtype, to put them back; a few launches for all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        groups: dict[torch.dtype, list[Tensor]] = {}
+        for name, value in model.state_dict().items():
+            if name not in parameters and value.numel():
+                groups.setdefault(value.dtype, []).append(value)
+        self._groups = [(buffers, *_flat(buffers)) for buffers in groups.values()]
+
+    def keep(self) -> None:
+        """Remember the buffers as they are."""
+        with torch.no_grad():
+            for buffers, _, kept in self._groups:
+                torch._foreach_copy_(kept, buffers)
+
+    def restore(self, flag: Tensor) -> None:
+        """Put the buffers back where the flag is not 0."""
+        with torch.no_grad():
+            for buffers, flat, kept in self._groups:
+                now = torch.cat([buffer.reshape(-1) for buffer in buffers])
+                flat.copy_(torch.where(flag != 0, flat, now))
+                torch._foreach_copy_(buffers, kept)
+
+
+def _flat(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Room for all values of tensors, and the part of it that is each one's, in its shape."""
+    flat = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=tensors[0].dtype, device=tensors[0].device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return flat, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
