@@ -39,6 +39,8 @@ from spikeloom.datasets.image_augment import (
     random_crop,
     random_erase,
 )
+from spikeloom.datasets.image_files import ImageFiles, read_image_folder
+from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
 from spikeloom.datasets.mnist5k import MNIST5k, saccade_mnist
 from spikeloom.datasets.nmnist import NMNIST, read_bin, write_bin
@@ -53,6 +55,7 @@ __all__ = [
     "EventClips",
     "Events",
     "EventsFromImages",
+    "ImageFiles",
     "Images",
     "MNIST5k",
     "PackedEvents",
@@ -82,6 +85,8 @@ __all__ = [
     "read_aedat2",
     "read_aedat3",
     "read_bin",
+    "read_image_folder",
+    "read_imagenet",
     "render_saccades",
     "saccade_mnist",
     "shift_frames",

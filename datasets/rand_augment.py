@@ -14,35 +14,24 @@ The magnitude is clamped to 0..mmax. With v = magnitude / 10 and a random sign s
 t = int(256 v), 256 at most (inc: 256 - t); add int(110 v), 128 at most, to values below 128; colour, contrast,
 brightness, sharpness by the factor 1.8 v + 0.1 (inc: max(0.1, 1 + 0.9 v s)). Draws are per image. Geometry follows
 Pillow's convention (shear about the corner, rotation about the centre, a fill of the data's mean). The colour
-operations are torchvision's.
+operations are torchvision's. All images of a batch that one operation falls on go through it together: one warp for all
+geometric ones, one call for each colour operation.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor
 
 from spikeloom.datasets.affine import about_centre, identity_maps, warp_smooth
+from spikeloom.datasets.photometric import PHOTOMETRIC, change_colours, functional, strengths
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-PHOTOMETRIC = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-)
 TIMM_OPERATIONS = PHOTOMETRIC + GEOMETRIC
 SPIKFORMER_OPERATIONS = ("Equalize", "Rotate", "ShearX", "TranslateX", "TranslateY")
 """What Spikformer's CIFAR scripts leave of timm's list."""
@@ -50,6 +39,19 @@ SPIKFORMER_OPERATIONS = ("Equalize", "Rotate", "ShearX", "TranslateX", "Translat
 Interpolation = Literal["bilinear", "bicubic", "random"]
 
 _FULL = 10.0  # the magnitude at which v = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on some images of a batch.
+
+    kind: how the geometric operations interpolate ("bilinear", "bicubic"), or one of PHOTOMETRIC. chosen: the images'
+    numbers `[k]` int64. amount: maps `[k, 2, 3]`, or strengths `[k]` of a colour operation.
+    """
+
+    kind: str
+    chosen: Tensor
+    amount: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class RandAugment:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability is {self.probability}; expected a number from 0 to 1.")
         if any(name in PHOTOMETRIC for name in self.operations):
-            _functional()  # what is missing shows here, not in a batch
+            functional()  # what is missing shows here, not in a batch
 
     @classmethod
     def parse(
@@ -130,14 +132,33 @@ class RandAugment:
             )
         if len(self.fill) not in (1, images.shape[1]):
             raise ValueError(f"fill has {len(self.fill)} values for {images.shape[1]} channels.")
+        steps = self.draw(len(images), (images.shape[2], images.shape[3]), generator)
+        moved = [Step(step.kind, step.chosen.to(images.device), step.amount.to(images.device)) for step in steps]
+        return self.apply(images, moved, self.fill_of(images.shape[1], images.device))
+
+    def fill_of(self, channels: int, device: torch.device) -> Tensor:
+        """`fill` as `apply` takes it: `[C]`."""
+        return torch.tensor(self.fill, device=device).expand(channels)
+
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> list[Step]:
+        """The operations of a batch of `count` images of H, W = size, in their order, on the host."""
+        return [step for _ in range(self.layers) for step in self._layer(count, size, generator)]
+
+    def apply(self, images: Tensor, steps: Sequence[Step], fill: Tensor) -> Tensor:
+        """Apply operations, whose tensors lie on the images' device, to `[B, C, H, W]` uint8; a new tensor."""
         result = images.clone()
-        for _ in range(self.layers):
-            self._layer(result, generator)
+        for step in steps:
+            some = result.index_select(0, step.chosen)
+            if step.kind in PHOTOMETRIC:
+                some = change_colours(step.kind, some, step.amount)
+            else:
+                some = warp_smooth(some, step.amount, fill, cast(Literal["bilinear", "bicubic"], step.kind))
+            result.index_copy_(0, step.chosen, some)
         return result
 
-    def _layer(self, images: Tensor, generator: torch.Generator) -> None:
-        """One operation for each image, in place."""
-        B, device = len(images), generator.device
+    def _layer(self, B: int, size: tuple[int, int], generator: torch.Generator) -> list[Step]:
+        """One operation for each image, or none."""
+        device = generator.device
         operation = torch.randint(len(self.operations), (B,), generator=generator, device=device).cpu()
         applied, signs, modes, uniform = torch.rand(4, B, generator=generator, device=device).cpu()
         noise = torch.randn(B, generator=generator, device=device).cpu()
@@ -145,31 +166,24 @@ class RandAugment:
         magnitude = random if self.magnitude_std == float("inf") else self.magnitude + random
         level = magnitude.clamp(0, self.magnitude_max) / _FULL
         sign = torch.where(signs < 0.5, -1.0, 1.0)
+        bicubic = modes < 0.5 if self.interpolation == "random" else torch.tensor(self.interpolation == "bicubic")
+        maps, moved, steps = identity_maps(B), torch.zeros(B, dtype=torch.bool), []
         for number, name in enumerate(self.operations):
-            chosen = ((operation == number) & (applied < self.probability)).nonzero().squeeze(1)
+            picked = (operation == number) & (applied < self.probability)
+            chosen = picked.nonzero().squeeze(1)
             if len(chosen) == 0:
                 continue
             if name in GEOMETRIC:
-                self._move(images, name, chosen, (level * sign)[chosen], modes[chosen] < 0.5)
+                maps[chosen] = _maps(name, (level * sign)[chosen], *size)
+                moved |= picked
             else:
-                self._colour(images, name, chosen.tolist(), level[chosen].tolist(), sign[chosen].tolist())
-
-    def _move(self, images: Tensor, name: str, chosen: Tensor, amount: Tensor, draw: Tensor) -> None:
-        """Geometric operation `name` on images[chosen], by `amount` (v s); `draw`: bicubic where it is free."""
-        maps = _maps(name, amount, images.shape[2], images.shape[3])
-        bicubic = draw if self.interpolation == "random" else torch.full_like(draw, self.interpolation == "bicubic")
-        fill = torch.tensor(self.fill, device=images.device).expand(images.shape[1])
-        for mode, picked in (("bilinear", ~bicubic), ("bicubic", bicubic)):
-            if bool(picked.any()):
-                index = chosen[picked].to(images.device)
-                images[index] = warp_smooth(images[index], maps[picked], fill, cast(Literal["bilinear"], mode))
-
-    def _colour(self, images: Tensor, name: str, chosen: list[int], level: list[float], sign: list[float]) -> None:
-        """Photometric operation `name` on images[chosen], each with its own strength."""
-        F = _functional()
-        for index, v, s in zip(chosen, level, sign, strict=True):
-            factor = max(0.1, 1 + 0.9 * v * s) if self.increasing else 1.8 * v + 0.1
-            images[index] = _PHOTOMETRIC[name](F, images[index], v, factor, self.increasing)
+                amount = strengths(name, level[chosen], sign[chosen], self.increasing)
+                steps.append(Step(name, chosen, amount))
+        for mode, picked in (("bilinear", moved & ~bicubic), ("bicubic", moved & bicubic)):
+            chosen = picked.nonzero().squeeze(1)
+            if len(chosen):
+                steps.append(Step(mode, chosen, maps[chosen]))
+        return steps
 
 
 def _maps(name: str, amount: Tensor, H: int, W: int) -> Tensor:
@@ -189,45 +203,3 @@ def _maps(name: str, amount: Tensor, H: int, W: int) -> Tensor:
         maps[:, 0, 1], maps[:, 1, 0] = -angle.sin(), angle.sin()
         maps = about_centre(maps, H, W)
     return maps
-
-
-def _posterize(F: ModuleType, image: Tensor, v: float, increasing: bool) -> Tensor:
-    bits = max(4 - int(4 * v), 0) if increasing else int(4 * v)
-    return image if bits >= 8 else F.posterize(image, bits)  # above magnitude 10, `bits` runs out of 0..8
-
-
-def _solarize(F: ModuleType, image: Tensor, v: float, increasing: bool) -> Tensor:
-    threshold = min(int(256 * v), 256)
-    threshold = 256 - threshold if increasing else threshold
-    return image if threshold > 255 else F.solarize(image, threshold)
-
-
-def _solarize_add(image: Tensor, v: float) -> Tensor:
-    brighter = (image.to(torch.int16) + min(int(110 * v), 128)).clamp_(max=255).to(torch.uint8)
-    return torch.where(image < 128, brighter, image)
-
-
-# F, image [C, H, W] uint8, v, factor, increasing -> image
-_PHOTOMETRIC: dict[str, Callable[[ModuleType, Tensor, float, float, bool], Tensor]] = {
-    "AutoContrast": lambda F, image, v, factor, inc: F.autocontrast(image),
-    "Equalize": lambda F, image, v, factor, inc: F.equalize(image),
-    "Invert": lambda F, image, v, factor, inc: 255 - image,
-    "Posterize": lambda F, image, v, factor, inc: _posterize(F, image, v, inc),
-    "Solarize": lambda F, image, v, factor, inc: _solarize(F, image, v, inc),
-    "SolarizeAdd": lambda F, image, v, factor, inc: _solarize_add(image, v),
-    "Color": lambda F, image, v, factor, inc: F.adjust_saturation(image, factor),
-    "Contrast": lambda F, image, v, factor, inc: F.adjust_contrast(image, factor),
-    "Brightness": lambda F, image, v, factor, inc: F.adjust_brightness(image, factor),
-    "Sharpness": lambda F, image, v, factor, inc: F.adjust_sharpness(image, factor),
-}
-
-
-def _functional() -> ModuleType:
-    try:
-        import torchvision.transforms.v2.functional as functional
-    except ImportError as error:
-        raise ImportError(
-            "RandAugment's colour operations need torchvision, which cannot be imported. Install it with "
-            "`pip install 'spikeloom[images]'`, or give RandAugment geometric operations only."
-        ) from error
-    return functional

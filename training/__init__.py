@@ -14,6 +14,8 @@ from spikeloom.training.run import Result, fit
 
 # isort: split
 from spikeloom.training import (  # noqa: F401  they register recipes
+    imagenet_recipes,
+    maxformer_recipes,
     qkformer_recipes,
     sdt_recipes,
     small_recipes,

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikeloom.datasets.image_files import ImageFiles
 from spikeloom.datasets.images import Images
 from spikeloom.training.event_batches import EventFrames
 from spikeloom.training.image_batches import NormalImages
 from spikeloom.training.mixing import mix
 from spikeloom.training.recipe import Augment, Data
 from spikeloom.training.sources import Recordings, check_augment, source, take
+from spikeloom.training.streamed_images import StreamedImages
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 _SPLIT_SEED = 0  # the held-out recordings are the same for every seed of a recipe
@@ -50,10 +52,10 @@ def held_out(labels: Tensor, count: int) -> Tensor:
     """Mask `[N]` of `count` recordings, as equally many of each class as `count` allows; always the same ones."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     # rank of each recording within its class, in the random order; the lowest ranks of all classes are held out
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    sizes = labels.bincount()
     rank = torch.empty_like(order)
-    for label in labels.unique().tolist():
-        members = order[labels[order] == label]
-        rank[members] = torch.arange(len(members))
+    rank[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order[torch.argsort(rank[order], stable=True)][:count]] = True
     return mask
@@ -84,9 +86,11 @@ class Batches:
         self.batch_size = batch_size
         self._classes = source(data).num_classes
         self.labels = labels_of(recordings).to(device)
-        self.inputs: EventFrames | NormalImages
+        self.inputs: EventFrames | NormalImages | StreamedImages
         if isinstance(recordings, Images):
             self.inputs = NormalImages(recordings, source(data), device, self.augment)
+        elif isinstance(recordings, ImageFiles):
+            self.inputs = StreamedImages(recordings, data, source(data), device, self.augment)
         else:
             self.inputs = EventFrames(recordings, data, device, self.augment)
 
@@ -102,12 +106,15 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All recordings as they are, with their labels."""
-        for start in range(0, self.recordings, self.batch_size):
-            indices = torch.arange(start, min(start + self.batch_size, self.recordings))
-            yield self.inputs.plain(indices), self.labels[indices.to(self.labels.device)]
+        parts = torch.arange(self.recordings).split(self.batch_size)
+        plain = self.inputs.plain(parts) if isinstance(self.inputs, StreamedImages) else map(self.inputs.plain, parts)
+        for indices, inputs in zip(parts, plain, strict=True):
+            yield inputs, self.labels[indices.to(self.labels.device)]
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The augmented batches of an epoch from batch `start` on, in the random order of that epoch.
+
+        Making a batch of images does not wait for the device, so it is made while the step before is computed.
 
         Raises:
             ValueError: `drop_last` leaves none.
@@ -118,13 +125,19 @@ class Batches:
                 f"{self.batch_size}. Lower --batch-size, or pass --data.no-drop-last."
             )
         order = torch.randperm(self.recordings, generator=generator_for(seed, _ORDER, epoch))
-        for batch in range(start, len(self)):
+
+        def drawn(batch: int) -> tuple[Tensor, torch.Generator]:
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            generator = generator_for(seed, _AUGMENT, epoch, batch)
-            labels = self.labels[indices.to(self.labels.device)]
-            inputs, targets = mix(
-                self.inputs.augmented(indices, generator), labels, self._classes, self.augment, epoch, generator
-            )
+            return indices, generator_for(seed, _AUGMENT, epoch, batch)
+
+        parts = map(drawn, range(start, len(self)))
+        if isinstance(self.inputs, StreamedImages):
+            yield from self.inputs.batches(parts, self.labels, epoch)
+            return
+        for indices, generator in parts:
             if isinstance(self.inputs, NormalImages):
-                inputs = self.inputs.finished(inputs, generator)
-            yield inputs, targets
+                yield self.inputs.batch(indices, self.labels, epoch, generator)
+            else:
+                frames = self.inputs.augmented(indices, generator)
+                labels = self.labels[indices.to(self.labels.device)]
+                yield mix(frames, labels, self._classes, self.augment, epoch, generator)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from spikeloom.models import MaskedAutoencoder, SpikformerV2, create_model, describe
+from spikeloom.models.classifier import Classifier
 from spikeloom.models.registry import default_config
 from spikeloom.training.recipe import Recipe
 from spikeloom.training.sources import source
@@ -19,12 +20,31 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
     """A fresh module for a recipe's task.
 
     Raises:
-        ValueError: no such model, or one that the task is not for.
+        ValueError: no such model, or one that the task or `recompute` is not for.
     """
     if recipe.task == "classify":
-        return create_model(recipe.model, **{"num_classes": num_classes, **_steps(recipe), **recipe.model_args})
-    _check_kind(recipe)
-    return rebuild(recipe, {**recipe.model_args, "num_classes": 0, "T": 1})
+        module = create_model(recipe.model, **{"num_classes": num_classes, **_steps(recipe), **recipe.model_args})
+    else:
+        _check_kind(recipe)
+        module = rebuild(recipe, {**recipe.model_args, "num_classes": 0, "T": 1})
+    _check_size(network_of(module), recipe)
+    if recipe.recompute:
+        _recompute(network_of(module), recipe.model)
+    return module
+
+
+def _check_size(network: nn.Module, recipe: Recipe) -> None:
+    """Refuse images whose size the network cannot divide into tokens, by the name of the setting.
+
+    Raises:
+        ValueError: they are decoded to a size of the recipe's choice, and it is no multiple.
+    """
+    stride, size = getattr(network, "stride", 1), recipe.data.image_size
+    if source(recipe.data).streamed and size % stride:
+        raise ValueError(
+            f"Data.image_size is {size}, and {recipe.model} makes one token of {stride} x {stride} pixels; expected "
+            f"a multiple. Pass --data.image-size {max(size // stride, 1) * stride}."
+        )
 
 
 def rebuild(recipe: Recipe, config: Mapping[str, Any]) -> nn.Module:
@@ -60,6 +80,16 @@ def from_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tu
         f"{', '.join(sorted({name.partition('.')[0] for name in outer}))}; fresh: {', '.join(head) or 'nothing'}"
     )
     return {**inner, **head}, says
+
+
+def _recompute(network: nn.Module, name: str) -> None:
+    if not (isinstance(network, Classifier) and network.recomputes):
+        raise ValueError(
+            f"The recipe has recompute=True, but {name} is a {type(network).__name__}, which cannot run its blocks "
+            "again in backward; expected one of maxformer_..., max_resnet..., qkformer_... and spikformer_... (not "
+            "spikformer_v2_...). Leave --recompute out, or choose another --model."
+        )
+    network.set_recompute(True)
 
 
 def _steps(recipe: Recipe) -> dict[str, int]:

@@ -33,7 +33,7 @@ class Data:
 
     name: str = "saccade_mnist"
     """Data set: saccade_mnist (simulated, embedded), or one read from --root: events of nmnist, cifar10_dvs and
-    dvs_gesture, images of mnist, fashion_mnist, cifar10 and cifar100."""
+    dvs_gesture, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and image_folder (folders of classes)."""
     root: Annotated[str | None, _UNPREFIXED] = None
     """Folder of the recordings or images, for data sets that are read from files."""
     T: Annotated[int, _UNPREFIXED] = 8
@@ -54,6 +54,14 @@ class Data:
     """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0
     """Training recordings held out, equally many of each class, for an evaluation after every epoch."""
+    image_size: int = 224
+    """imagenet, image_folder: height and width that the model sees, in pixels."""
+    crop_area: float = 0.08
+    """imagenet, image_folder: training sees a random part of each image, of this share of its area at least (width /
+    height 3/4 to 4/3), resized; 1: the middle, as in evaluation."""
+    workers: int = 16
+    """imagenet, image_folder: processes that decode images, at most one per core; 0: the main one does. No number
+    depends on them."""
     skip_per_class: int = 0
     """saccade_mnist: leave the first so many images of each digit out of the training part."""
     swap_polarity: bool = False
@@ -67,6 +75,9 @@ class Data:
         _check(self, "crop", self.crop is None or self.crop >= 1, ">= 1 or None")
         _check(self, "pool", self.pool >= 1, ">= 1")
         _check(self, "validation", self.validation >= 0, ">= 0")
+        _check(self, "image_size", self.image_size >= 1, ">= 1")
+        _check(self, "crop_area", 0 < self.crop_area <= 1, "above 0, up to 1")
+        _check(self, "workers", self.workers >= 0, ">= 0")
         _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
         _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
 
@@ -107,6 +118,9 @@ class Augment:
     """Probability that a batch is mixed."""
     mix_epochs: int | None = None
     """Mix in the first so many epochs; None: in all."""
+    legacy_cutmix: bool = False
+    """Frames of events: cutmix as the authors of Max-Former ran it, which cuts channels and rows by a box that was
+    drawn for rows and columns: mostly nothing is pasted, and the labels are mixed all the same."""
 
     def __post_init__(self) -> None:
         for name in ("shift_px", "rotate_degrees", "jitter_us", "mixup", "cutmix"):
@@ -114,6 +128,7 @@ class Augment:
         for name in ("drop", "flip", "erase", "mix_prob"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         _check(self, "mix_epochs", self.mix_epochs is None or self.mix_epochs >= 0, ">= 0 or None")
+        _check(self, "legacy_cutmix", self.cutmix > 0 or not self.legacy_cutmix, "False, or a cutmix above 0")
 
 
 @dataclass(frozen=True)
@@ -194,6 +209,11 @@ class Recipe:
     """Recordings per step."""
     bf16: bool = True
     """Autocast to bfloat16 on a GPU (a CPU computes in float32)."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """On a GPU: capture whole steps in CUDA graphs, so that small models do not wait for the host. auto: where that is
+    possible; on: refuse what cannot be captured. The numbers do not depend on it but for rounding."""
+    recompute: bool = False
+    """Keep only what enters each block for backward, and run the blocks again there: slower, in less memory."""
     ema: float | None = None
     """Decay of an average of the weights, which is then what is evaluated and saved; None: no average."""
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -14,14 +14,16 @@ import torch
 from spikeloom.datasets import NMNIST, PackedEvents, SaccadeConfig, saccade_mnist
 from spikeloom.datasets.cifar10_dvs import CIFAR10DVS, SPLIT_RULE
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
+from spikeloom.datasets.image_files import ImageFiles, class_names, read_image_folder
+from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
 from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
 from spikeloom.models.config import nearest
 from spikeloom.training.frame_store import StoredFrames, store_frames
 from spikeloom.training.recipe import Augment, Data
 
-Recordings = PackedEvents | StoredFrames | Images
-"""What a part is held as: events, frames that were binned when they were read, or images."""
+Recordings = PackedEvents | StoredFrames | Images | ImageFiles
+"""What a part is held as: events, frames that were binned when they were read, images, or names of files of images."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Source:
 
     load: reads its train or test part, with labels. says: what results on it are called. mean, std: of the training
     images, by channel, in units of the full range; empty for events. stored: events are binned when they are read.
+    streamed: images stay in their files. count: finds num_classes where it depends on the files.
     """
 
     load: Callable[[Data, str], Recordings]
@@ -38,6 +41,8 @@ class Source:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     stored: bool = False
+    streamed: bool = False
+    count: Callable[[Data], int] | None = None
 
     @property
     def of_images(self) -> bool:
@@ -54,11 +59,12 @@ def source(data: Data) -> Source:
     """The data set that a recipe names.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name; or its classes are counted in a folder, and there is none.
     """
     if data.name not in SOURCES:
         raise ValueError(f"There is no data set {data.name!r}{nearest(data.name, SOURCES)} for recipes.")
-    return SOURCES[data.name]
+    found = SOURCES[data.name]
+    return found if found.count is None else replace(found, num_classes=found.count(data))
 
 
 def check_augment(augment: Augment, data: Data) -> None:
@@ -80,6 +86,7 @@ def check_augment(augment: Augment, data: Data) -> None:
         raise ValueError(
             f"{data.name} has images, and Data.{', '.join(binning)} says how events become frames. Pass {flags}."
         )
+    _check_files(augment, data, found)
     on_events = [name for name in ("rotate_degrees", "drop", "jitter_us") if getattr(augment, name)]
     on_images = [name for name in ("rand_augment", "erase") if getattr(augment, name)]
     if found.of_images and (on_events or augment.frame_op):
@@ -99,6 +106,30 @@ def check_augment(augment: Augment, data: Data) -> None:
             "events. Set it to 0; frame_op turns, shifts and cuts frames."
         )
     make_rand_augment(augment, found)
+
+
+def _check_files(augment: Augment, data: Data, found: Source) -> None:
+    """Refuse what only images in files can have, or cannot have.
+
+    Raises:
+        ValueError: a setting of the one kind for the other.
+    """
+    plain = Data()
+    if not found.streamed:
+        idle = [name for name in ("image_size", "crop_area", "workers") if getattr(data, name) != getattr(plain, name)]
+        if idle:
+            flags = " ".join(f"--data.{name.replace('_', '-')} {getattr(plain, name)}" for name in idle)
+            raise ValueError(
+                f"Data.{', '.join(idle)} is for imagenet and image_folder, and changes nothing in {data.name}. Pass "
+                f"{flags}."
+            )
+        return
+    if augment.shift_px or augment.legacy_cutmix:
+        raise ValueError(
+            f"{data.name} has images in files: Augment.shift_px has no place there (--data.crop-area says how they are "
+            "cut at random), and Augment.legacy_cutmix changes frames of events alone. Pass --augment.shift-px 0 "
+            "--augment.no-legacy-cutmix."
+        )
 
 
 def make_rand_augment(augment: Augment, found: Source) -> RandAugment | None:
@@ -170,6 +201,14 @@ def _load_cifar(read: Callable[..., Images], folder: str, data: Data, part: str)
     return read(root, _name(part), allow_partial=data.allow_partial)
 
 
+def _load_files(read: Callable[..., ImageFiles], holds: str, data: Data, part: str) -> ImageFiles:
+    return read(_root(data, holds), _name(part))
+
+
+def _count_classes(data: Data) -> int:
+    return len(class_names(_root(data, _CLASS_FOLDERS)))
+
+
 def _name(part: str) -> Literal["train", "test"]:
     return "train" if part == "train" else "test"
 
@@ -188,6 +227,9 @@ def _root(data: Data, holds: str) -> str:
     return data.root
 
 
+_CLASS_FOLDERS = "train/<class>/<name>.jpg, and the same in val/ or test/."
+_WNIDS = "train/<wnid>/<name>.JPEG and val/<wnid>/<name>.JPEG of ImageNet-1k (ILSVRC 2012)."
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MNIST = partial(_load_grey, mnist, "http://yann.lecun.com/exdb/mnist")
 _FASHION = partial(_load_grey, fashion_mnist, "https://github.com/zalandoresearch/fashion-mnist")
 
@@ -211,5 +253,22 @@ SOURCES = {
         "CIFAR-100 images, direct encoding",
         (0.5071, 0.4867, 0.4408),
         (0.2675, 0.2565, 0.2761),
+    ),
+    "imagenet": Source(
+        partial(_load_files, read_imagenet, _WNIDS),
+        1000,
+        "ImageNet-1k images, direct encoding",
+        _IMAGENET_MEAN,
+        _IMAGENET_STD,
+        streamed=True,
+    ),
+    "image_folder": Source(
+        partial(_load_files, read_image_folder, _CLASS_FOLDERS),
+        0,
+        "images of a folder, direct encoding",
+        _IMAGENET_MEAN,
+        _IMAGENET_STD,
+        streamed=True,
+        count=_count_classes,
     ),
 }

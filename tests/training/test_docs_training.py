@@ -29,7 +29,16 @@ def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["saccade_small", "spikformer_saccade_small", "nmnist_small", "spikformer_fashion_small"]
+    "name",
+    [
+        "saccade_small",
+        "spikformer_saccade_small",
+        "maxformer_saccade_small",
+        "nmnist_small",
+        "spikformer_fashion_small",
+        "maxformer_fashion_small",
+        "cifar10_10min",
+    ],
 )
 def test_a_small_recipe_has_a_row(name: str) -> None:
     recipe = get_recipe(name)

@@ -17,13 +17,19 @@ from spikeloom.training import fit, get_recipe, list_recipes
 from spikeloom.training.optim import learning_rate
 from spikeloom.training.sources import check_augment
 
-PAPER = [name for name in list_recipes() if name.endswith("_paper")]
+PAPER = [  # those for ImageNet are of another kind
+    name for name in list_recipes() if name.endswith("_paper") and get_recipe(name).data.name != "imagenet"
+]
 SMALL: dict[str, dict[str, Any]] = {
     "spikformer_cifar_4_384": {"embed_dim": 32, "num_heads": 4, "depth": 1},
     "spikformer_dvs_2_256": {"embed_dim": 32, "num_heads": 4, "depth": 1},
     "qkformer_cifar": {"embed_dim": 64, "num_heads": 4, "depths": [1, 1, 1]},
     "qkformer_cifar10dvs": {"embed_dim": 64, "num_heads": 4},
     "qkformer_gesture": {"embed_dim": 64, "num_heads": 4},
+    "maxformer_cifar_4_384": {"embed_dim": 32, "num_heads": 4},
+    "maxformer_dvs_2_256": {"embed_dim": 32, "num_heads": 4},
+    "max_resnet18": {"stem_width": 8, "widths": [16, 24, 32], "depths": [1, 1, 1]},
+    "ms_qkformer_cifar_4_384": {"embed_dim": 32, "num_heads": 4},
     "sdt_cifar_2_512": {"embed_dim": 32, "num_heads": 4, "depth": 1},
     "sdt_dvs_2_256": {"embed_dim": 32, "num_heads": 4, "depth": 1},
 }
@@ -40,7 +46,20 @@ NUMBERS = {  # epochs with 10 of cooldown, batch, peak rate, lowest rate, warm-u
     "sdt_cifar100_paper": (310, 64, 3e-4, 1e-5, 20, 1e-6),
     "sdt_cifar10dvs_paper": (210, 32, 7.5e-3, 3e-4, 10, 1e-3),
     "sdt_gesture_paper": (210, 16, 3e-4, 1e-5, 10, 1e-6),
+    "maxformer_cifar10_dvs_paper": (106, 16, 5e-3, 1e-5, 10, 1e-5),
+    "maxformer_gesture_paper": (160, 16, 5e-3, 1e-5, 10, 1e-5),
 }
+for _family in ("maxformer", "max_resnet18", "ms_qkformer"):
+    NUMBERS[f"{_family}_cifar10_paper"] = (410, 128, 1.5e-3, 1e-5, 20, 8e-5)
+    NUMBERS[f"{_family}_cifar100_paper"] = (410, 64, 1.5e-3, 1e-5, 20, 1e-5)
+
+
+def of_max_former(name: str) -> bool:
+    return name.startswith(("maxformer", "max_resnet18", "ms_qkformer"))
+
+
+def of_images(name: str) -> bool:
+    return get_recipe(name).data.name in ("cifar10", "cifar100")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +75,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", PAPER)
 def test_it_builds_reads_and_takes_steps(name: str, roots: dict[str, Path], tmp_path: Path) -> None:
     recipe = get_recipe(name)
-    T = 2 if recipe.data.name.startswith("cifar1") else 4
+    T = 2 if of_images(name) else 4
     data = replace(recipe.data, root=str(roots[recipe.data.name]), T=T, limit=4, allow_partial=True)
     small = replace(recipe, model_args=recipe.model_args | SMALL[recipe.model], data=data, epochs=1, batch_size=2)
     result = fit(small, tmp_path / "run", device="cpu", console=Console(quiet=True))
@@ -82,25 +101,28 @@ def test_its_numbers_are_those_of_the_paper(name: str) -> None:
     assert rates[-10:] == [optim.min_lr] * 10
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if "cifar10_" in name or "cifar100_" in name])
+@pytest.mark.parametrize("name", [name for name in PAPER if of_images(name)])
 def test_its_changes_of_images_are_those_of_the_paper(name: str) -> None:
     recipe = get_recipe(name)
     augment, data = recipe.augment, recipe.data
     assert (data.T, data.drop_last, recipe.loss.name) == (4, True, "rate")
-    assert (augment.flip, augment.shift_px, augment.cutmix) == (0.5, 0, 0.0)
-    assert (augment.mixup, augment.mix_prob, augment.mix_epochs) == (0.5, 1.0, 200)
-    kept = "five" if name.startswith("spikformer") else "all"
+    ours = of_max_former(name)
+    assert (augment.flip, augment.shift_px, augment.cutmix) == (0.5, 0, 0.5 if ours else 0.0)
+    mixup = 0.75 if ours and data.name == "cifar100" else 0.5
+    assert (augment.mixup, augment.mix_prob, augment.mix_epochs) == (mixup, 1.0, None if ours else 200)
+    kept = "five" if name.startswith("spikformer") or ours else "all"
     assert (augment.rand_augment, augment.rand_operations) == ("rand-m9-n1-mstd0.4-inc1", kept)
     assert (augment.erase, augment.erase_mode) == (0.0 if name.startswith("sdt") else 0.25, "const")
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if "dvs" in name or "gesture" in name])
+@pytest.mark.parametrize("name", [name for name in PAPER if not of_images(name)])
 def test_its_changes_of_frames_are_those_of_the_paper(name: str) -> None:
     recipe, ours = get_recipe(name), name.startswith("sdt")
     augment, data = recipe.augment, recipe.data
     assert (data.split, data.encoding, data.drop_last) == ("number", "count", not ours)
     assert (data.T, data.pool) == ((10, 2) if name == "sdt_cifar10dvs_paper" else (16, 1))
-    assert (augment.flip, augment.frame_op, augment.cutmix) == (0.5, True, 0.0)
+    assert (augment.flip, augment.frame_op, augment.legacy_cutmix) == (0.5, True, False)
+    assert augment.cutmix == (0.1 if of_max_former(name) else 0.0)
     mixing = (augment.mixup, augment.mix_prob, augment.mix_epochs)
     assert mixing == ((0.0, 1.0, None) if ours else (0.5, 0.5, 75))
     assert recipe.loss.name == ("tet" if name == "sdt_cifar10dvs_paper" else "rate")
