@@ -22,18 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.kernels.cuda import build
 from spikeloom.kernels.cuda.launch import Kernel
 from spikeloom.kernels.names import STORAGE
 from spikeloom.kernels.norm import finish
 from spikeloom.kernels.norm.cuda import statistics
 from spikeloom.kernels.op import dispatched, is_plain, once_only
+from spikeloom.kernels.pool.max_pool import BLOCKED, ahead
 
-_THREADS = 256
 _LAYOUT = "10Q5if2q"
-_BLOCKS = {"norm_pool_sums": 3}
+_THREADS = {"norm_pool": 256, "norm_pool_eval": 256, "norm_pool_sums": 256, "norm_pool_grad": 128}
+_BLOCKS = {"norm_pool_sums": 3, "norm_pool_grad": 30}
 """Blocks per multiprocessor, otherwise 16: every thread of the sums writes a row that has to be added up, so there are
-as many as run at once."""
+as many as run at once. Of the gradient's, five run at once."""
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Window = tuple[int, int, int]
@@ -163,10 +163,11 @@ def _vector(y: Tensor, *others: Tensor) -> int:
 
 
 def _grid(name: str, device: torch.device, pixels: int, lanes: int) -> tuple[int, int]:
-    """Blocks, and how many of their threads share a lane."""
-    most = max(_processors(device) * _BLOCKS.get(name, 16), -(-lanes // _THREADS))
-    blocks = min(-(-pixels * lanes // _THREADS), most)
-    return blocks, blocks * _THREADS // lanes
+    """Blocks, and how many of their threads share a lane. pixels: pixels or blocks of pixels."""
+    threads = _THREADS[name]
+    most = max(_processors(device) * _BLOCKS.get(name, 16), -(-lanes // threads))
+    blocks = min(-(-pixels * lanes // threads), most)
+    return blocks, blocks * threads // lanes
 
 
 def _slots(name: str, y: Tensor, pooled: Tensor, window: Window) -> int:
@@ -190,9 +191,9 @@ def _launch(
     """Launch a kernel; `pooled` is what has the pooled shape, the result or its gradient."""
     (_, C, H, W), (out_h, out_w) = y.shape, pooled.shape[2:]
     vector = _vector(y, pooled) if out is None else _vector(y, pooled, out)
-    pixels = (y if name == "norm_pool_grad" else pooled).numel() // C
+    pixels = (y if name == "norm_pool_grad" and window != BLOCKED else pooled).numel() // C
     blocks, slots = _grid(name, y.device, pixels, C // vector)
-    wide = max(y.numel() // C + slots, blocks * _THREADS) >= 2**32
+    wide = max(y.numel() // vector + slots, blocks * _THREADS[name]) >= 2**32
     dtype = str(y.dtype).removeprefix("torch.")
     tensors = (0 if t is None else t.data_ptr() for t in (y, grad, code, out))
     channel, sums = channel or [], sums or [0, 0]
@@ -208,16 +209,13 @@ def _processors(device: torch.device) -> int:
 
 @lru_cache(maxsize=1024)
 def _kernel(name: str, dtype: str, vector: int, window: Window, wide: bool, device: int, blocks: int) -> Kernel:
-    return Kernel(source(dtype, vector, window, wide), name, device, blocks, _THREADS, _LAYOUT)
+    return Kernel(source(dtype, vector, window, wide), name, device, blocks, _THREADS[name], _LAYOUT)
 
 
 @lru_cache(maxsize=256)
 def source(dtype: str, vector: int, window: Window, wide: bool = False) -> str:
-    """CUDA source of the four kernels. wide: 2^32 pixels or more."""
-    real, io = STORAGE[dtype]
-    names = zip(("VECTOR", "KERNEL", "STRIDE", "PADDING"), (vector, *window), strict=True)
+    """CUDA source of the four kernels. wide: 2^32 lanes or more."""
+    names = zip(("KERNEL", "STRIDE", "PADDING", "BLOCKS"), (*window, int(window == BLOCKED)), strict=True)
     defined = "".join(f"#define {name} {value}\n" for name, value in names)
-    prelude = (Path(build.__file__).parent / "prelude.cuh").read_text()
     body = Path(__file__).with_name("norm_pool.cu").read_text()
-    index = "long long" if wide else "unsigned"
-    return f"typedef {real} real; typedef {index} index_t;\n{prelude}\ntypedef {io} io;\n{defined}{body}"
+    return f"{ahead(*STORAGE[dtype], vector, wide)}{defined}{body}"

@@ -1,13 +1,11 @@
 // Max pooling of scale y + shift for channels-last maps y [M, H, W, C], and the way back. A thread handles VECTOR channels
 // (its lane) of one pixel after another: lane i % lanes, pixels i / lanes, i / lanes + slots, ... so that it reads the
-// values of its channels once. In front of this text: `real`, `io`, `index_t` (counts pixels), the prelude, VECTOR,
-// KERNEL, STRIDE, PADDING.
+// values of its channels once. In front of this text: `real`, `io`, `index_t` (counts pixels and lanes), the prelude,
+// VECTOR, pool/blocks.cuh, KERNEL, STRIDE, PADDING, BLOCKS (whether `_grad` handles 2 x 2 pixels for one).
 //
 // A place outside the map is read as the nearest one inside, which lies in the same window, because windows begin inside
 // the padded map and padding is at most half of a window. Such a repetition never changes the largest value, nor which
 // place holds it first: clamping keeps the order of places.
-typedef Pack<io, VECTOR> Lane;
-struct __align__(VECTOR) Codes { unsigned char e[VECTOR]; };
 struct Arguments {
     const io *y, *grad;
     unsigned char* code;
@@ -170,6 +168,49 @@ extern "C" __global__ void __launch_bounds__(256) norm_pool_sums(const Arguments
 }
 
 // grad_y = scale G + a y + b with G the sum of grad over the windows whose largest value came from this pixel.
+#if BLOCKS
+// The rows of `channel` begin at multiples of 16 bytes.
+LOOM_INLINE void read_row(const float* row, int lane, real* to) {
+    const int wide = VECTOR < 4 ? VECTOR : 4;
+#pragma unroll
+    for (int e = 0; e < VECTOR; e += wide) {
+        const Pack<float, wide> got = loom_read<float, wide>(row + lane * VECTOR + e);
+#pragma unroll
+        for (int k = 0; k < wide; ++k) to[e + k] = got.e[k];
+    }
+}
+
+// Bounded as if blocks were larger: with registers for 640 threads of a multiprocessor, enough reads are under way.
+extern "C" __global__ void __launch_bounds__(640) norm_pool_grad(const Arguments a) {
+    index_t slot;
+    int lane;
+    if (!take_place(a, slot, lane)) return;
+    real scale[VECTOR], slope[VECTOR], offset[VECTOR];
+    read_row(a.channel[0], lane, scale);
+    read_row(a.channel[1], lane, slope);
+    read_row(a.channel[2], lane, offset);
+    for (index_t window = slot; window < (index_t)a.pixels; window += (index_t)a.slots) {
+        const Block block = read_block(a, a.grad, a.code, window, lane);
+        const Lane* from = (const Lane*)a.y + block.first;
+        Lane y[2][2], out[2][2];
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+#pragma unroll
+            for (int q = 0; q < 2; ++q)
+                y[p][q] = loom_read<io, VECTOR>((const io*)(from + (p ? block.down : 0) + (q ? block.right : 0)));
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e)
+#pragma unroll
+            for (int p = 0; p < 2; ++p)
+#pragma unroll
+                for (int q = 0; q < 2; ++q) {
+                    const real kept = loom_load(y[p][q].e[e]) * slope[e] + offset[e];
+                    loom_store(out[p][q].e[e], gathered(block, p, q, e) * scale[e] + kept);
+                }
+        write_block(block, a.out, out);
+    }
+}
+#else
 extern "C" __global__ void __launch_bounds__(256) norm_pool_grad(const Arguments a) {
     index_t slot;
     int lane;
@@ -218,3 +259,4 @@ extern "C" __global__ void __launch_bounds__(256) norm_pool_grad(const Arguments
         loom_write<io, VECTOR>(a.out + ((long long)pixel * a.lanes + lane) * VECTOR, out);
     }
 }
+#endif

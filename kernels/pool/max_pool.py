@@ -24,6 +24,8 @@ from spikeloom.kernels.op import dispatched, once_only
 
 _THREADS = 256
 _LAYOUT = "3Q5iq"
+BLOCKED = 3, 2, 1
+"""The window (kernel, stride, padding) for which a thread takes gradients of 2 x 2 pixels: see blocks.cuh."""
 
 
 def takes(x: Tensor, kernel: int, padding: int = 0) -> bool:
@@ -76,10 +78,13 @@ def _run(name: str, given: Tensor, code: Tensor, made: Tensor, sizes: Any, windo
     vector = 16 // given.dtype.itemsize
     while C % vector or (given.data_ptr() | made.data_ptr()) % (vector * given.dtype.itemsize):
         vector //= 2
-    threads = made.numel() // vector
+    threads = largest = made.numel() // vector
+    if name == "unpool" and window == BLOCKED:
+        threads = code.numel() // vector
     dtype = str(given.dtype).removeprefix("torch.")
     blocks = -(-threads // _THREADS)
-    kernel = _kernel(name, dtype, vector, window, blocks * _THREADS >= 2**32, given.device.index, blocks)
+    wide = max(largest, blocks * _THREADS) >= 2**32
+    kernel = _kernel(name, dtype, vector, window, wide, given.device.index, blocks)
     kernel(
         (given.data_ptr(), code.data_ptr(), made.data_ptr(), H, W, out_h, out_w, C // vector, threads),
     )
@@ -93,11 +98,18 @@ def _kernel(
 
 
 def source(dtype: str, vector: int, window: tuple[int, int, int], wide: bool = False) -> str:
-    """CUDA source of `pool` and `unpool`. window: kernel, stride, padding. wide: over 2^32 threads."""
+    """CUDA source of `pool` and `unpool`. window: kernel, stride, padding. wide: 2^32 lanes or threads, or more."""
     real, io = STORAGE[dtype]
-    names = zip(("VECTOR", "KERNEL", "STRIDE", "PADDING"), (vector, *window), strict=True)
+    names = zip(("KERNEL", "STRIDE", "PADDING", "BLOCKS"), (*window, int(window == BLOCKED)), strict=True)
     defined = "".join(f"#define {name} {value}\n" for name, value in names)
-    prelude = (Path(build.__file__).parent / "prelude.cuh").read_text()
     body = Path(__file__).with_name("pool.cu").read_text()
+    return f"{ahead(real, io, vector, wide)}{defined}{body}"
+
+
+def ahead(real: str, io: str, vector: int, wide: bool) -> str:
+    """What comes first in a CUDA source of pooling: types, prelude, VECTOR and blocks.cuh."""
+    prelude = (Path(build.__file__).parent / "prelude.cuh").read_text()
+    blocks = Path(__file__).with_name("blocks.cuh").read_text()
     index = "long long" if wide else "unsigned"
-    return f"typedef {real} real; typedef {index} index_t;\n{prelude}\ntypedef {io} io;\n{defined}{body}"
+    types = f"typedef {real} real; typedef {index} index_t;\n"
+    return f"{types}{prelude}\ntypedef {io} io;\n#define VECTOR {vector}\n{blocks}"

@@ -1,8 +1,7 @@
 // Max pooling of channels-last maps [M, H, W, C] that remembers one byte per output: which element of its window (row by
-// row) was the first maximum. A thread handles VECTOR channels of one pixel. In front of this text: `real`, `io`,
-// `index_t` (counts threads), the prelude, VECTOR, KERNEL, STRIDE, PADDING.
-struct __align__(sizeof(io) * VECTOR) Lane { io e[VECTOR]; };
-struct __align__(VECTOR) Codes { unsigned char e[VECTOR]; };
+// row) was the first maximum. A thread handles VECTOR channels of one pixel; backward, with BLOCKS, of 2 x 2 pixels. In
+// front of this text: `real`, `io`, `index_t` (counts lanes and threads), the prelude, VECTOR, blocks.cuh, KERNEL,
+// STRIDE, PADDING, BLOCKS.
 struct Arguments {
     const io* x; unsigned char* code; io* y;  // backward: grad_y, code, grad_x
     int height, width, out_height, out_width, lanes;  // lanes: C / VECTOR
@@ -47,6 +46,22 @@ extern "C" __global__ void pool(const Arguments a) {
 }
 
 // The gradient of an input is the sum over the windows whose first maximum it was.
+#if BLOCKS
+extern "C" __global__ void unpool(const Arguments a) {
+    const index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (index_t)a.count) return;
+    const index_t window = i / (index_t)a.lanes;
+    const Block block = read_block(a, a.x, a.code, window, (int)(i - window * (index_t)a.lanes));
+    Lane out[2][2];
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e)
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+#pragma unroll
+            for (int q = 0; q < 2; ++q) loom_store(out[p][q].e[e], gathered(block, p, q, e));
+    write_block(block, a.y, out);
+}
+#else
 extern "C" __global__ void unpool(const Arguments a) {
     const index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (index_t)a.count) return;
@@ -80,3 +95,4 @@ extern "C" __global__ void unpool(const Arguments a) {
     for (int e = 0; e < VECTOR; ++e) loom_store(out.e[e], sum[e]);
     ((Lane*)a.y)[i] = out;
 }
+#endif

@@ -35,9 +35,7 @@ HALVES = {
 }
 KERNELS = ("norm_pool", "norm_pool_eval", "norm_pool_sums", "norm_pool_grad")
 DRIVER = """
-extern "C" void start_KERNEL_NAME(const void* a, unsigned b, unsigned t) {
-    every_thread<Arguments>(KERNEL_NAME, a, b, t);
-}"""
+extern "C" void start_NAME(const void* a, unsigned b, unsigned t) { every_thread<Arguments>(NAME, a, b, t); }"""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WINDOWS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0), (2, 3, 1)]
 SHAPES = ((3, 16, 9, 10), (2, 5, 8, 7), (4, 12, 6, 6))  # channels in whole vectors, one by one, in half vectors
@@ -47,10 +45,12 @@ EPS = 1e-5
 class OnCpu:
     """Stands in for `launch.Kernel`."""
 
+    kernels: Sequence[str] = KERNELS  # of the source
+
     def __init__(self, source: str, name: str, device: Any, blocks: int, threads: int, layout: str) -> None:
         for asm, cast in HALVES.items():
             source = source.replace(asm, cast)
-        library = build.load(SHIM + source + "".join(DRIVER.replace("KERNEL_NAME", n) for n in KERNELS))
+        library = build.load(SHIM + source + "".join(DRIVER.replace("NAME", n) for n in self.kernels))
         self.start, self.grid, self.struct = library[f"start_{name}"], (blocks, threads), struct.Struct(layout)
 
     def __call__(self, values: Sequence[Any]) -> None:
@@ -80,7 +80,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fused, "statistics", statistics)
     monkeypatch.setattr(fused.finish, "backward_cuda", finished)
     monkeypatch.setattr(fused, "_processors", lambda device: 1)
-    monkeypatch.setattr(fused, "_THREADS", 32)
+    monkeypatch.setattr(fused, "_THREADS", dict.fromkeys(KERNELS, 32))
     monkeypatch.setattr(fused, "_BLOCKS", dict.fromkeys(KERNELS, 1))
     fused._kernel.cache_clear()
     yield
