@@ -17,14 +17,15 @@ STORAGE = {
     "float16": ("float", "fp16"),
 }
 """torch dtype -> (arithmetic type, storage type)."""
-_PARAM_TYPE = {"s": "double", "u": "const real*", "l": "LaneParam"}
+_PARAM_TYPE = {"s": "double", "h": "double", "u": "const real*", "l": "LaneParam", "c": "LaneParam"}
 
 
 class Names:
     """Inputs are x0, x1, ..., outputs y*, states s*, parameters p*; a new state is s*n, and a gradient begins with g.
 
     Attributes:
-        kinds: one letter per parameter: s(calar by value), u(niform tensor), l(ane: one value per period entry).
+        kinds: one letter per parameter: s(calar by value), u(niform tensor), l(ane: one value per period entry); on a
+            GPU also h(alving: a scalar that is a power of two) and c(hannel: `cuda.writer.Tuning`).
         leaf: leaf name on the tape -> C name; "@" marks an arriving gradient, so that no parameter can be called so.
         at: parameters inside a loop over the lanes of a block or thread, whose variable is `lane`.
         values: what the templates can mention (`template.fill`).
@@ -41,7 +42,7 @@ class Names:
         self.gradients = [f"g{v}" for v in (*self.y, *self.s)]
         self.tape_names = (*program.inputs, *program.states, *program.params)
         self.leaf = dict(zip(self.tape_names, self.leaves, strict=True)) | {f"@{g}": g for g in self.gradients}
-        self.at = [f"{p}_[{lane}]" if k == "l" else p for p, k in zip(self.p, kinds, strict=True)]
+        self.at = [f"{p}_[{lane}]" if k in "lc" else p for p, k in zip(self.p, kinds, strict=True)]
         self.values: dict[str, Value] = {
             "x": self.x,
             "y": self.y,

@@ -6,7 +6,7 @@ order; kernels are compiled without contraction into fused multiply-adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from spikeloom.kernels.adjoint import derive
@@ -83,7 +83,7 @@ def statements(
             args = [names[a] for a in node.args]
             if node.op == "div" and node.args[1] in hoisted.divisors:
                 args[1] = hoisted.divisors[node.args[1]]
-            body = _expression(node.op, args, index >= hoisted.exact, node.op == "div" and args[1][0] == "d")
+            body = _expression(node.op, args, index >= hoisted.exact, node.op == "div" and args[1][0] in "dh")
             lines.append(f"const {'bool' if node.is_bool else 'real'} t{index} = {body};")
     return lines, [names[r] for r in roots]
 
@@ -181,7 +181,7 @@ def function(
         [
             *[f"const real {a}" for a in arguments],
             *[f"const real {u}" for u in hoisted.nodes.values()],
-            *[f"const Divisor& {d}" for d in hoisted.divisors.values()],
+            *[f"const {divisor_type(d)}& {d}" for d in hoisted.divisors.values()],
             *[f"real& {r}" for r in results],
         ]
     )
@@ -190,8 +190,18 @@ def function(
     return f"{qualifier} void {name}({signature}) {{\n{body}\n{stores}\n}}\n"
 
 
-def invariants(tape: Tape, roots: Sequence[int], params: Sequence[str], exact: int) -> Hoisted:
-    """What of the program `roots` can be hoisted: the last values that depend on `params` and constants alone."""
+def divisor_type(name: str) -> str:
+    """C type of a prepared divisor."""
+    return "Halving" if name.startswith("h") else "Divisor"
+
+
+def invariants(
+    tape: Tape, roots: Sequence[int], params: Sequence[str], exact: int, halving: Collection[str] = ()
+) -> Hoisted:
+    """What of the program `roots` can be hoisted: the last values that depend on `params` and constants alone.
+
+    halving: parameters that are powers of two; a division by one of them is prepared as a multiplication.
+    """
     fixed: set[int] = set()
     for index in tape.live(roots):
         node = tape.nodes[index]
@@ -209,7 +219,8 @@ def invariants(tape: Tape, roots: Sequence[int], params: Sequence[str], exact: i
             continue
         for place, argument in enumerate(node.args):
             if argument in fixed and node.op == "div" and place == 1:
-                divisors[argument] = f"d{argument}"
+                below = tape.nodes[argument]
+                divisors[argument] = f"{'h' if below.op == 'input' and below.name in halving else 'd'}{argument}"
             elif argument in fixed and tape.nodes[argument].args and not tape.nodes[argument].is_bool:
                 nodes[argument] = f"u{argument}"
     nodes.update({r: f"u{r}" for r in roots if r in fixed and tape.nodes[r].args})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -97,7 +98,10 @@ def _watched(
 
 
 class Call(NamedTuple):
-    """Checked arguments of an operator call. `kinds` has one letter per parameter: t(ensor) or s(calar)."""
+    """Checked arguments of an operator call. `kinds` has one letter per parameter: t(ensor), s(calar) or h(alving).
+
+    The last is a scalar that is a power of two, by which kernels divide with a multiplication, exactly.
+    """
 
     inputs: list[Tensor]
     state: list[Tensor]
@@ -126,7 +130,7 @@ def prepare(
             kinds += "t"
         else:
             scalars.append(value)
-            kinds += "s"
+            kinds += "h" if is_power_of_two(value) else "s"
     chosen = choose(backend, xs[0].device.type)
     if chosen != "reference" and forward_ad._current_level >= 0:
         raise NotImplementedError(
@@ -213,3 +217,8 @@ def _checked_param(name: str, value: Tensor, x: Tensor) -> Tensor:
             )
         return value.to(x.device)
     return value
+
+
+def is_power_of_two(value: float) -> bool:
+    """Whether value is 2^k whose reciprocal is an ordinary float32, so that x / value is x * (1 / value), exactly."""
+    return 2.0**-100 <= value <= 2.0**100 and math.frexp(value)[0] == 0.5

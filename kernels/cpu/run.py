@@ -58,7 +58,7 @@ class _Call:
         letters, self.format, self.packed = "", "", []
         tensors, numbers = iter(zip(self.maps, self.values, strict=True)), iter(scalars)
         for kind in kinds:
-            if kind == "s":
+            if kind in "sh":
                 letters += "s"
                 self.format += "d"
                 self.packed.append(next(numbers))
@@ -139,7 +139,7 @@ def backward(
     free = iter(results)
     wanted_xs = [next(free) if want else None for want in wanted[: n_in + n_state]]
     sums = [
-        torch.empty(m.count, dtype=torch.float64) if want else None
+        torch.empty(m.count, dtype=torch.float64, device="cpu") if want else None
         for m, want in zip(call.maps, wanted[n_in + n_state :], strict=True)
     ]
     call.launch(

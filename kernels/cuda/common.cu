@@ -15,7 +15,9 @@ if (self >= walk) return;
 const real $shared = $shared_value;
 $line
 const real $node = $node_value;
-const Divisor $divisor = loom_divisor($divisor_value);
+const $divisor_type $divisor = $divisor_type::of($divisor_value);
+const index_t entry = self * V % (index_t)a.$first_channel.count;
+real ${channel}_[V]; _Pragma("unroll") for (int v = 0; v < V; ++v) ${channel}_[v] = __ldg(a.$channel.values + entry + v);
 
 // [flat] Time is the slowest axis: the lanes of one step are neighbours.
 const long long base = lane;
@@ -29,11 +31,11 @@ real ${own}_[V]; loom_gather<V>(a.$own, lane, ${own}_);
 
 // [hoisted] What follows from them alone, once per lane instead of once per step.
 real ${node}_[V];
-Divisor ${divisor}_[V];
+$divisor_type ${divisor}_[V];
 _Pragma("unroll") for (int v = 0; v < V; ++v) {
     $line
     ${node}_[v] = $node_value;
-    ${divisor}_[v] = loom_divisor($divisor_value);
+    ${divisor}_[v] = $divisor_type::of($divisor_value);
 }
 
 // [given] State before the first step, from the caller ...

@@ -26,14 +26,24 @@ LOOM_INLINE real loom_sigmoid(real x) { return real(1) / (real(1) + loom_exp(-x)
 // Division by a value that stays the same over all steps, correctly rounded: with y = RN(1 / b), q = RN(a y) and the
 // exact residual r = a - b q, RN(q + r y) is RN(a / b) (Markstein; Brisebarre, Muller, Raina 2004). Below 2^-102, where r
 // may underflow, the last bit can differ unless b is a power of two; overflow and NaN come out as in division.
-struct Divisor { real b, y; };
-LOOM_INLINE Divisor loom_divisor(real b) { Divisor d = {b, real(1) / b}; return d; }
+struct Divisor {
+    real b, y;
+    static __device__ __forceinline__ Divisor of(real b) { Divisor d = {b, real(1) / b}; return d; }
+};
 LOOM_INLINE float loom_div(float a, const Divisor& d) {
     const float q = a * (float)d.y;
     const float exact = __fmaf_rn(__fmaf_rn(-(float)d.b, q, a), (float)d.y, q);
     return exact == exact ? exact : q;  // exact is NaN where q overflows and where b is infinite
 }
 LOOM_INLINE double loom_div(double a, const Divisor& d) { return a / (double)d.b; }
+
+// Division by a power of two, whose reciprocal is exact.
+struct Halving {
+    real y;
+    static __device__ __forceinline__ Halving of(real b) { Halving d = {real(1) / b}; return d; }
+};
+LOOM_INLINE real loom_div(real a, const Halving& d) { return a * d.y; }
+LOOM_INLINE real loom_quick_div(real a, const Halving& d) { return a * d.y; }
 
 // For derived gradients, where the last bits do not decide a spike.
 LOOM_INLINE float loom_reciprocal(float x) {

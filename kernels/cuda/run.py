@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def _make_plan(flags: Any, call: str, x: Tensor, shapes: Sequence[Any], aligned:
     lanes = layout.lanes_of(shape, strides)
     maps = [layout.param_map(tuple(s), shape, lanes.axes) for s in shapes]
     left = iter(maps)
-    kinds = "".join("s" if c == "s" else "u" if next(left).count == 1 else "l" for c in letters)
+    kinds = "".join(c if c in "sh" else "u" if next(left).count == 1 else "l" for c in letters)
     dtype = str(x.dtype).removeprefix("torch.")
     arriving, wanted = calls.parse_mask(mask) if mask else ((), ())
     n_first = len(program.inputs) + len(program.states)
@@ -113,16 +113,18 @@ def _make_plan(flags: Any, call: str, x: Tensor, shapes: Sequence[Any], aligned:
         summed=summed,
         processors=torch.cuda.get_device_properties(device).multi_processor_count,
     )
+    kinds = _with_channels(kinds, maps, launch, lanes.count)
+    launch = replace(launch, tuning=replace(launch.tuning, kinds=kinds))
     if mask is None:
         source, name = forward_source(program.key, launch.tuning, bool(every), final), "forward"
     else:
         wants, places = iter(wanted[n_first:]), iter(maps)
-        all_wanted = (*wanted[:n_first], *[next(wants) if k != "s" else False for k in kinds])
-        shared = tuple(k != "s" and _shared(next(places), launch) for k in kinds)
+        all_wanted = (*wanted[:n_first], *[next(wants) if k not in "sh" else False for k in kinds])
+        shared = tuple(k not in "sh" and _shared(next(places), launch) for k in kinds)
         source, name = backward_source(program.key, launch.tuning, arriving, all_wanted, shared), "backward"
     n_in, n_out, n_s = len(program.inputs), len(program.outputs), len(program.states)
     pointers = n_in + n_out + 2 * n_s + 1 if mask is None else 2 * n_in + n_out + 3 * n_s + 1 + len(kinds)
-    fields = f"{pointers}Q" + "".join({"s": "d", "u": "Q", "l": "Qqq"}[k] for k in kinds) + "4q"
+    fields = f"{pointers}Q" + "".join({"s": "d", "h": "d", "u": "Q", "l": "Qqq", "c": "Qqq"}[k] for k in kinds) + "4q"
     kernel = Kernel(source, name, device, launch.blocks, launch.tuning.threads, fields)
     return Plan(
         program,
@@ -130,12 +132,28 @@ def _make_plan(flags: Any, call: str, x: Tensor, shapes: Sequence[Any], aligned:
         strides,
         layout.dense_strides(shape[1:], x.stride()[1:]),
         tuple(maps),
-        tuple(k != "s" for k in kinds),
+        tuple(k not in "sh" for k in kinds),
         (lanes.steps, lanes.count, lanes.inner, launch.walk),
         launch,
         kernel,
         lanes.count == 0,
     )
+
+
+def _with_channels(kinds: str, maps: Sequence[layout.ParamMap], launch: Launch, lanes: int) -> str:
+    """Kinds of parameters, those per channel of channels-last tensors marked where the launch allows (`Tuning`)."""
+    step = launch.walk * launch.tuning.vector  # lanes from one vector of a thread to its next
+    left, found, period = iter(maps), "", 0
+    for kind in kinds:
+        if kind in "sh":
+            found += kind
+            continue
+        where = next(left)
+        fits = where.repeat == 1 and where.count > 1 and where.count % launch.tuning.vector == 0
+        if fits and period in (0, where.count) and (step >= lanes or step % where.count == 0):
+            kind, period = "c", where.count
+        found += kind
+    return found
 
 
 def _shared(where: layout.ParamMap, launch: Launch) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikeloom.kernels.names import STORAGE, Names
-from spikeloom.kernels.printer import Hoisted, invariants, statements
+from spikeloom.kernels.printer import Hoisted, divisor_type, invariants, statements
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.tape import Tape
 from spikeloom.kernels.template import Value
@@ -23,7 +23,9 @@ class Tuning:
 
     Attributes:
         dtype: torch dtype name of inputs and outputs.
-        kinds: one letter per parameter: s(calar by value), u(niform tensor), l(ane: one value per period entry).
+        kinds: one letter per parameter: s(calar by value), u(niform tensor), l(ane: one value per period entry),
+            c(hannel: the same, all of one period; neighbouring lanes have neighbouring entries, and all vectors of a
+            thread begin with the same one), h(alving: a scalar that is a power of two: dividing by it is multiplying).
         steps: T if known at compile time (short sequences), else 0.
         chunk: K, steps unrolled together; checkpoints are kept every `chunk` steps when T > chunk.
         vector: V, lanes of a thread.
@@ -61,8 +63,9 @@ class Writer(Names):
     def __init__(self, program: Program, tuning: Tuning, tape: Tape, roots: Sequence[int]) -> None:
         super().__init__(program, tuning.kinds, lane="v")
         self.tuning = tuning
+        self.halving = {n for n, kind in zip(program.params, self.kinds, strict=True) if kind == "h"}
         self.tape = tape
-        self.hoisted = invariants(tape, roots, program.params, len(program.tape.nodes))
+        self.hoisted = invariants(tape, roots, program.params, len(program.tape.nodes), self.halving)
         once, lane = self._split()
         self.values["hoisted_at"] = [
             u if i in fixed else f"{u}_[v]"
@@ -83,7 +86,7 @@ class Writer(Names):
 
     def _split(self) -> tuple[Hoisted, Hoisted]:
         """Hoisted values that all lanes share, and those with one value per lane."""
-        lane = {n for n, kind in zip(self.program.params, self.kinds, strict=True) if kind == "l"}
+        lane = {n for n, kind in zip(self.program.params, self.kinds, strict=True) if kind in "lc"}
 
         def part(per_lane: bool) -> Hoisted:
             def keep(index: int) -> bool:
@@ -110,11 +113,13 @@ class Writer(Names):
 
     def _walk(self, once: Hoisted) -> str:
         steps = self.tuning.steps
-        load = {"s": "(real)a.{0}", "u": "__ldg(a.{0})"}
+        load = {"s": "(real)a.{0}", "h": "(real)a.{0}", "u": "__ldg(a.{0})"}
         return self._part(
             "walk",
             steps=f"constexpr int T = {steps};" if steps else "const int T = (int)a.T;",
-            shared=self.of_kind("su"),
+            first_channel=self.of_kind("c")[:1],
+            channel=self.of_kind("c"),
+            shared=self.of_kind("shu"),
             shared_value=[load[k].format(p) for p, k in zip(self.p, self.kinds, strict=True) if k in load],
             **self._compute(once, self.leaf),
         )
@@ -136,5 +141,6 @@ class Writer(Names):
             "node": list(what.nodes.values()),
             "node_value": results[:cut],
             "divisor": list(what.divisors.values()),
+            "divisor_type": [divisor_type(d) for d in what.divisors.values()],
             "divisor_value": results[cut:],
         }

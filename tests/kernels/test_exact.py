@@ -7,6 +7,7 @@ tell the two apart.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,11 @@ HARNESS = """
 #define LOOM_INLINE static inline
 typedef float real;
 #define __fmaf_rn fmaf
+#define __device__
+#define __forceinline__
 {division}
 extern "C" void divide(const float* a, const float* b, float* to, int64_t n) {{
-    for (int64_t i = 0; i < n; ++i) to[i] = loom_div(a[i], loom_divisor(b[i]));
+    for (int64_t i = 0; i < n; ++i) to[i] = loom_div(a[i], {how}::of(b[i]));
 }}
 """
 
@@ -130,9 +133,9 @@ def test_prepared_division_of_the_cuda_kernels_is_correctly_rounded(generator: t
     from spikeloom.kernels.cpu import build
 
     text = PRELUDE.read_text()
-    division = re.search(r"^struct Divisor.*?^}", text, re.M | re.S)
+    division = re.search(r"^struct Divisor.*?^LOOM_INLINE.*?^}", text, re.M | re.S)
     assert division is not None
-    library = build.load(HARNESS.format(division=division.group()))
+    library = build.load(HARNESS.format(division=division.group(), how="Divisor"))
     n = 200_000
     a = torch.randn(n, generator=generator) * 2.0 ** torch.randint(-40, 40, (n,), generator=generator)
     b = torch.randn(n, generator=generator) * 2.0 ** torch.randint(-40, 40, (n,), generator=generator)
@@ -142,3 +145,39 @@ def test_prepared_division_of_the_cuda_kernels_is_correctly_rounded(generator: t
     library.divide(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, got)), ctypes.c_int64(n))
     torch.testing.assert_close(got, a / b, rtol=0, atol=0, equal_nan=True)
     assert (got != a * (1.0 / b)).float().mean() > 0.1, "these data do not show a reciprocal alone"
+
+
+def test_dividing_by_a_power_of_two_is_multiplying(generator: torch.Generator) -> None:
+    from spikeloom.kernels.cpu import build
+    from spikeloom.kernels.weaving import is_power_of_two
+
+    powers = [2.0**k for k in range(-100, 101)]
+    assert all(map(is_power_of_two, powers))
+    assert not any(map(is_power_of_two, [0.0, -2.0, 3.0, 2.0**-101, 2.0**101, math.inf, math.nan, 1 + 2**-20]))
+    division = re.search(r"^struct Halving.*?^LOOM_INLINE.*?}$", PRELUDE.read_text(), re.M | re.S)
+    assert division is not None
+    library = build.load(HARNESS.format(division=division.group(), how="Halving"))
+    b = torch.tensor(powers).repeat(500)
+    a = torch.randn(len(b), generator=generator) * 2.0 ** torch.randint(-126, 127, (len(b),), generator=generator)
+    got = torch.empty(len(b))
+    library.divide(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, got)), ctypes.c_int64(len(b)))
+    assert torch.equal(got, a / b)
+
+
+@step(state={"v": 0.0})
+def scaled_leak(x: Any, v: Any, *, gain: Any, tau: Any) -> Any:
+    h = v + (x * gain - v) / tau
+    s = spike(h - 0.7)
+    return s, where(detach(s), 0.0, h)
+
+
+@pytest.mark.parametrize("tau", [2.0, 1.7, 0.5])
+@pytest.mark.parametrize("shape", [(4, 3, 24, 5, 7), (4, 3, 18, 5, 7), (20, 3, 16, 4, 4), (4, 8, 24, 64, 64)], ids=str)
+def test_channels_last_parameters_on_every_backend(loom: Any, tau: float, shape: tuple[int, ...]) -> None:
+    """A value per channel, where channels are the fastest axis and where they are not, with and without remainders."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=generator)
+    params = {"gain": torch.rand(shape[2], 1, 1, generator=generator) + 0.5, "tau": tau}
+    for given in (x, x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])):
+        _, got = loom.agree(scaled_leak, [given], params, gradient=1e-5)
+        assert 0.01 < float(got.outputs[0].mean()) < 0.9
