@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from spikeloom.kernels.call import allocate_backward, allocate_forward, parse
 from spikeloom.kernels.cpu import run as cpu
@@ -62,13 +64,21 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def dispatched() -> bool:
-    """Is something watching operators: a compiler, a dispatch or function mode, a functorch transform?"""
+    """Is something watching operators: a compiler or tracer, a dispatch or function mode, a functorch transform,
+    forward-mode differentiation? A default device (`torch.set_default_device`, `with torch.device(...)`) is none."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
+        or (torch._C._len_torch_function_stack() > 0 and _in_function_mode())
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
+
+
+def _in_function_mode() -> bool:
+    modes = (torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
 def once_only(instead: str = "pass backend='reference' to differentiate twice") -> None:

@@ -50,6 +50,16 @@ class Classifier(nn.Module):
             truncated_normal(head)
         self.head, self.config = head, replace(self.config, num_classes=num_classes)
 
+    def set_steps(self, T: int | None) -> None:
+        """Show images for T steps from now on; None: only frames, of any number of steps. No weight depends on T.
+
+        Raises:
+            ValueError: T is no whole number >= 1.
+        """
+        if T is not None and (not isinstance(T, int) or isinstance(T, bool) or T < 1):
+            raise ValueError(f"set_steps got T={T!r}; expected a whole number >= 1, or None.")
+        self.config = replace(self.config, T=T)
+
     def set_recompute(self, recompute: bool) -> None:
         """Whether training keeps only what enters each embedding and block, and runs them again in backward.
 

@@ -21,7 +21,7 @@ from spikeloom.models.config import configure
 from spikeloom.models.registry import register
 from spikeloom.neurons import LIF
 from spikeloom.synapses import AvgPool2d, Conv2d, Dropout, Flatten, NormNeuron
-from spikeloom.synapses.fold import check_axes
+from spikeloom.synapses.time_axis import check_axes
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from spikeloom.neurons import LI, LIF, PLIF, Neuron
 from spikeloom.synapses import DelayConv1d, Dropout, Linear, NormNeuron
 from spikeloom.synapses.dcls_kernel import WIDTHS, Version
 from spikeloom.synapses.delay_conv import Tail
-from spikeloom.synapses.fold import check_axes
+from spikeloom.synapses.time_axis import check_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

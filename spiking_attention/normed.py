@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spikeloom.synapses import BatchNorm2d, Conv2d, Linear, SpikeConv2d
-from spikeloom.synapses.fold import check_axes
 from spikeloom.synapses.norm_pool import norm_then_pool
+from spikeloom.synapses.time_axis import check_axes
 
 
 class PointwiseNorm(nn.Module):

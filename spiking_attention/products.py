@@ -16,9 +16,9 @@ from torch import Tensor
 
 from spikeloom.kernels.attention import keys_first_product, takes
 from spikeloom.kernels.bits import pack, unpack
-from spikeloom.kernels.op import once_only
+from spikeloom.kernels.op import dispatched, once_only
 from spikeloom.spiking_attention.layout import merge_heads, split_heads
-from spikeloom.synapses.spike_linear import keeps_bits
+from spikeloom.synapses.spike_linear import autocast_type, keeps_bits
 
 Order = Literal["auto", "qk_v", "q_kv"]
 ORDERS = ("auto", "qk_v", "q_kv")
@@ -55,8 +55,12 @@ def mix(qkv: Tensor, num_heads: int, scale: float, order: Order = "auto") -> Ten
     """s Q K^T V per head for spikes `[T, B, N, 3 C]`, Q, K and V side by side: tokens `[T, B, N, C]`.
 
     On a GPU, where autograd records, backward keeps one bit per spike (see `synapses.spike_linear`). Keys first, in
-    16-bit numbers and with a power of two for s, one kernel does it all (see `kernels.attention`).
+    16-bit numbers and with a power of two for s, one kernel does it all (see `kernels.attention`). The bits stand for
+    zeros and ones: neurons with other outputs (`ILIF`) in front of it need `product`.
     """
+    dtype = autocast_type(qkv) if qkv.is_cuda and not dispatched() else None
+    if dtype is not None:
+        qkv = qkv.to(dtype)  # as autocast has Q, K and V cast for the plain operators
     if _is_power_of_two(scale):
         d = qkv.shape[3] // (3 * num_heads)
         if keys_first(qkv.shape[2], d, order) and takes(qkv, num_heads):

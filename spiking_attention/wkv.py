@@ -9,7 +9,7 @@ are p e^o and q e^o: the exponent o is the largest so far, so that no exponentia
     m = max(w + o, k[t]);   p, q, o = e^{w+o-m} p + e^{k[t]-m} v[t],  e^{w+o-m} q + e^{k[t]-m},  m
 
 Paper: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", arXiv:2305.13048. k, v and y are [T, B, C];
-p, q and o are [B, C].
+p, q and o are [B, C]. On a GPU long texts are computed in chunks of tokens side by side (see `kernels.wkv`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeloom.kernels import detach, exp, maximum
+from spikeloom.kernels.wkv import takes, weighted_means
+from spikeloom.kernels.wkv.chunked import NOTHING
 from spikeloom.neurons import Neuron, neuron
-
-NOTHING = -1e38
-"""Exponent of an empty sum: e^(o - m) is exactly 0, and w + o still a finite number in single precision."""
 
 
 @neuron(state={"p": 0.0, "q": 0.0, "o": NOTHING})
@@ -58,3 +57,12 @@ class WKV(Neuron):
                 "value per channel in each, [C]."
             )
         super().__init__(wkv, backend=backend, time_decay=nn.Parameter(time_decay), time_first=nn.Parameter(time_first))
+
+    def forward(self, *inputs: Tensor, state: tuple[Tensor, ...] | None = None, return_state: bool = False) -> Any:
+        """All tokens; see `Neuron.forward`. o has no gradient."""
+        values = self.runtime()
+        params = values["time_decay"], values["time_first"]
+        if self.backend in ("auto", "cuda") and len(inputs) == 2 and takes(*inputs, *params, state):
+            y, end = weighted_means(*inputs, *params, state)
+            return (y, end) if return_state else y
+        return super().forward(*inputs, state=state, return_state=return_state)

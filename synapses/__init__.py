@@ -8,7 +8,6 @@ from spikeloom.synapses.dcls import Dcls1d, Dcls2d, Dcls2dK1d
 from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d
 from spikeloom.synapses.delay_conv import DelayConv1d
 from spikeloom.synapses.depthwise import DepthwiseConv2d
-from spikeloom.synapses.fold import channels_last, fold, over_time, unfold
 from spikeloom.synapses.integer_delays import IntegerDelays
 from spikeloom.synapses.layers import (
     AdaptiveAvgPool2d,
@@ -27,6 +26,7 @@ from spikeloom.synapses.norm_neuron import NormNeuron
 from spikeloom.synapses.projection import Projection
 from spikeloom.synapses.spike_conv import SpikeConv2d
 from spikeloom.synapses.spike_linear import SpikeLinear
+from spikeloom.synapses.time_axis import channels_last, fold, over_time, unfold
 
 __all__ = [
     "AdaptiveAvgPool2d",

@@ -27,6 +27,7 @@ class ConvNeuron(nn.Module):
             spikes: their logical or) or `none`. Without pooling before it, normalisation and neuron are one kernel.
         neuron: None is `LIF()`.
         spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeConv2d`.
+            Whoever swaps the neuron in front for one with other outputs (`ILIF`) builds this with `spikes=False`.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeloom.synapses.dcls_kernel import WIDTHS, AxisOrder, check_version, construct_1d, construct_2d
-from spikeloom.synapses.fold import check_axes, over_time
+from spikeloom.synapses.time_axis import check_axes, over_time
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 START_SIGMA = {"gauss": 0.23, "max": 0.0}

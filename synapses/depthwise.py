@@ -31,6 +31,8 @@ class DepthwiseConv2d(Conv2d):
         ValueError: the kernel is not odd.
     """
 
+    absorbs_bias = True
+
     def __init__(
         self, channels: int, kernel: int, *, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None
     ) -> None:

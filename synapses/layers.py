@@ -6,14 +6,19 @@ torch's, so a plain torch checkpoint loads. Only `forward` differs: it takes one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeloom.kernels.backends import choose
+from spikeloom.kernels.norm import Running, norm_weave
+from spikeloom.kernels.norm.programs import NORM
+from spikeloom.kernels.op import dispatched, is_plain
 from spikeloom.kernels.pool import max_pool, takes
-from spikeloom.synapses.fold import check_axes, is_repeated, over_time, repeat
+from spikeloom.kernels.watch import WATCHERS
+from spikeloom.synapses.time_axis import check_axes, over_time, repeat, shares_steps
 
 
 class Conv1d(nn.Conv1d):
@@ -28,14 +33,16 @@ class Conv1d(nn.Conv1d):
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` at every time step: `[T, B, C, H, W]` -> `[T, B, C', H', W']`.
 
-    A still image, repeated by `x.expand(T, *x.shape)`, is convolved once, and the result copied. Watchers of operators
-    (energy counting) see every step.
+    A still image, repeated by `x.expand(T, *x.shape)`, is convolved once, and the result copied, unless autograd asks
+    for its gradient, of which each step has its own. Watchers of operators (energy counting) see every step.
     """
+
+    absorbs_bias = True
 
     def forward(self, input: Tensor, *, bias: bool = True) -> Tensor:
         """Convolve every time step; `bias=False` leaves the bias to `NormNeuron.forward(offset=)`."""
         check_axes(input, "Conv2d", "T B C H W")
-        if is_repeated(input):
+        if shares_steps(input):
             return repeat(self._all_steps(input[:1], bias), len(input))
         return self._all_steps(input, bias)
 
@@ -59,6 +66,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class Linear(nn.Linear):
     """`torch.nn.Linear` on the last axis: `[T, B, ..., D]` -> `[T, B, ..., D']`."""
 
+    absorbs_bias = True
+    """Of this very class: `forward(bias=False)` leaves out the bias, nothing else. Subclasses say it for themselves."""
+
     def forward(self, input: Tensor, *, bias: bool = True) -> Tensor:
         """Multiply every vector along the last axis; `bias=False` leaves the bias to `NormNeuron.forward(offset=)`."""
         if input.ndim < 3:
@@ -72,7 +82,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every channel over T, B (and L)."""
         check_axes(input, "BatchNorm1d", "T B C", "T B C L")
-        return over_time(super().forward, input)
+        return _batch_norm(self, super().forward, input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -81,7 +91,21 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every channel over T, B, H and W."""
         check_axes(input, "BatchNorm2d", "T B C H W")
-        return over_time(super().forward, input)
+        return _batch_norm(self, super().forward, input)
+
+
+def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """In training on a GPU by the loom's passes, which run at the memory's speed also channels-last; else as torch."""
+    weight, bias, rate, batches = norm.weight, norm.bias, norm.momentum, norm.num_batches_tracked
+    mean, var = norm.running_mean, norm.running_var
+    served = norm.training and x.is_cuda and x.dtype != torch.float64 and x.shape[2] == norm.num_features
+    served = served and x.numel() >= 2 * norm.num_features and is_plain(x) and not dispatched() and not WATCHERS
+    if not served or choose("auto", "cuda") != "cuda" or weight is None or bias is None:
+        return over_time(plain, x)
+    if mean is None or var is None or rate is None or batches is None:
+        return over_time(plain, x)
+    running = Running(mean, var, batches, rate)
+    return norm_weave(NORM, [x], {}, weight, bias, eps=norm.eps, running=running, final=False)[0][0]
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.kernels import weave
+from spikeloom.kernels.backends import choose
 from spikeloom.kernels.norm import Running, norm_weave
 from spikeloom.kernels.norm.programs import fused
-from spikeloom.kernels.op import dispatched
+from spikeloom.kernels.op import dispatched, is_plain
 from spikeloom.kernels.program import Program
 from spikeloom.kernels.weaving import SCALE, SHIFT
 from spikeloom.neurons import Neuron
-from spikeloom.synapses.layers import Conv2d, Linear
+from spikeloom.synapses.hooks import hooked
 
 
 class NormNeuron(nn.Module):
@@ -104,9 +105,17 @@ class NormNeuron(nn.Module):
 
         Returns:
             Spikes in the shape and dtype of x; with `emit` a pair (spikes, u); with `return_state` also the states.
+
+        Raises:
+            ValueError: x or offset is of another shape, or offset on another device than x.
         """
         if x.dim() < 3 or x.shape[2] != self.num_features:
             raise ValueError(f"NormNeuron takes [T, B, C, ...] with C = {self.num_features}, got shape {list(x.shape)}")
+        if offset is not None and (offset.shape != (self.num_features,) or offset.device != x.device):
+            raise ValueError(
+                f"NormNeuron got an offset of shape {list(offset.shape)} on {offset.device}; expected "
+                f"[{self.num_features}], one number per channel, on {x.device}, where x is."
+            )
         inputs = [x] if residual is None else [x, residual]
         program = self._program(residual is not None)
         runtime = self.neuron.runtime()
@@ -144,12 +153,15 @@ class NormNeuron(nn.Module):
     def current(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `layer` in front makes of x, and the bias that it left out, to be passed to `forward` as `offset`.
 
-        On a GPU a bias and its gradient cost a pass over memory each, and here they change nothing but a mean.
+        On a GPU a bias and its gradient cost a pass over memory each, and here they change nothing but a mean. A layer
+        of another class than those of `spikeloom.synapses`, or with hooks, is called as it is.
         """
-        plain = not x.is_cuda or self.neuron.backend == "reference" or dispatched()
-        if plain or not isinstance(layer, Linear | Conv2d) or layer.bias is None:
+        bias = layer.bias if _leaves_its_bias(layer) else None
+        if not isinstance(bias, Tensor) or not x.is_cuda or not is_plain(x) or dispatched():
             return layer(x), None
-        return layer(x, bias=False), layer.bias
+        if choose(self.neuron.backend, x.device.type) == "reference":
+            return layer(x), None
+        return layer(x, bias=False), bias
 
     def _running(self, offset: Tensor | None) -> Running:
         """The buffers, and the weight that this batch gets in them."""
@@ -160,3 +172,8 @@ class NormNeuron(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, emit={self.emit}"
+
+
+def _leaves_its_bias(layer: nn.Module) -> bool:
+    """Whether `layer(x, bias=False)` is known to be `layer(x)` without its bias, and nobody looks at the result."""
+    return bool(type(layer).__dict__.get("absorbs_bias")) and not hooked(layer)

@@ -9,13 +9,13 @@ The normalised map, of which three quarters are thrown away by a window with str
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
 from spikeloom.kernels.norm import Running
 from spikeloom.kernels.norm_pool import evaluated, takes, trained
 from spikeloom.kernels.op import dispatched
-from spikeloom.synapses.fold import is_repeated, over_time
+from spikeloom.synapses.hooks import hooked
 from spikeloom.synapses.layers import BatchNorm2d, MaxPool2d
+from spikeloom.synapses.time_axis import is_repeated, over_time
 
 
 def norm_then_pool(norm: BatchNorm2d, pool: nn.Module, x: Tensor) -> Tensor:
@@ -57,8 +57,7 @@ def _layers(norm: nn.Module, pool: nn.Module, x: Tensor) -> Tensor:
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Of this very class, and nobody waits for its calls."""
-    called = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not called and not hooks._has_any_global_hook()
+    return type(module) is kind and not hooked(module)
 
 
 def _window(pool: nn.Module) -> tuple[int, int, int] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spikeloom.neurons import LIF, Neuron
-from spikeloom.synapses.fold import check_axes
 from spikeloom.synapses.layers import Linear
 from spikeloom.synapses.norm_neuron import NormNeuron
 from spikeloom.synapses.spike_linear import SpikeLinear
+from spikeloom.synapses.time_axis import check_axes
 
 
 class Projection(nn.Module):
@@ -22,6 +22,7 @@ class Projection(nn.Module):
         bias: of the linear map.
         neuron: None is `LIF()`.
         spikes: the input is known to be zeros and ones, so that backward may keep it as bits, see `SpikeLinear`.
+            Whoever swaps the neuron in front for one with other outputs (`ILIF`) builds this with `spikes=False`.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from spikeloom.kernels.op import dispatched
+
+_DRAWING: WeakSet[nn.Module] = WeakSet()
+"""Modules whose last run outside a capture drew random numbers of a GPU; while capturing, that cannot be seen."""
 
 _Place = tuple[nn.Module, str, Tensor]
 """A buffer, and where it is: the module that has it, and its name there."""
@@ -29,14 +33,16 @@ def recompute(module: nn.Module, *inputs: Any) -> Any:
     while operators are watched, this is the plain call.
 
     For the random numbers, torch keeps the states of the generators. While a CUDA graph is captured they cannot be
-    read, so a module that draws any cannot be recomputed there; dropout is refused.
+    read, so a module that draws any cannot be recomputed there. Refused are dropout in use, and a module that drew from
+    a GPU's generator when it last ran outside a capture; draws of one that did not run before would not be noticed,
+    and its gradients would be wrong.
 
     Args:
         module: it may not depend on anything that changes before backward, other than its buffers.
         inputs: of the module; tensors among them are kept.
 
     Raises:
-        ValueError: the module has dropout in use, and a CUDA graph is being captured.
+        ValueError: the module draws random numbers, and a CUDA graph is being captured.
     """
     if not (module.training and torch.is_grad_enabled()) or dispatched():
         return module(*inputs)
@@ -49,7 +55,18 @@ def recompute(module: nn.Module, *inputs: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _Again(places, before)
 
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=not capturing, context_fn=contexts)
+    drawn = [] if capturing else _drawn()
+    outputs = checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=not capturing, context_fn=contexts)
+    if not capturing:
+        (_DRAWING.discard if _drawn() == drawn else _DRAWING.add)(module)
+    return outputs
+
+
+def _drawn() -> list[int]:
+    """How far the generator of each GPU is in its sequence; read on the host."""
+    if not torch.cuda.is_initialized():
+        return []
+    return [generator.get_offset() for generator in torch.cuda.default_generators]
 
 
 class _Again(AbstractContextManager[None]):
@@ -87,10 +104,15 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _check_random(module: nn.Module) -> None:
+    instead = "the states of random generators, which give the second run the same numbers, cannot be read there."
     for name, layer in module.named_modules():
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
             raise ValueError(
                 f"recompute got a {type(module).__name__} whose layer {name!r} is a {type(layer).__name__} with "
-                f"p={layer.p}, while a CUDA graph is captured; the states of random generators, which give the second "
-                "run the same mask, cannot be read there. Capture without recompute, or set p to 0."
+                f"p={layer.p}, while a CUDA graph is captured; {instead} Capture without recompute, or set p to 0."
             )
+    if module in _DRAWING:
+        raise ValueError(
+            f"recompute got a {type(module).__name__} that drew random numbers when it last ran, while a CUDA graph is "
+            f"captured; {instead} Capture without recompute."
+        )

@@ -17,9 +17,9 @@ from spikeloom.kernels.bits import check_spikes, pack, unpack
 from spikeloom.kernels.depthwise import convolve, input_gradient, serves, weight_gradient
 from spikeloom.kernels.op import once_only
 from spikeloom.synapses.depthwise import attempt
-from spikeloom.synapses.fold import over_time
 from spikeloom.synapses.layers import Conv2d
 from spikeloom.synapses.spike_linear import TWICE, autocast, keeps_bits
+from spikeloom.synapses.time_axis import over_time
 
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """Stride, padding and dilation, each of height and width, and groups."""
@@ -35,6 +35,8 @@ class SpikeConv2d(Conv2d):
         check: raise a ValueError for an input that holds other values, for which the host waits for the device: to
             find a mistake. Unchecked, the gradient of the weight takes every value but 0 for a one.
     """
+
+    absorbs_bias = True
 
     def __init__(self, *arguments: Any, check: bool = False, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)

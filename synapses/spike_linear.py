@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.bits import check_spikes, pack, unpack
-from spikeloom.kernels.op import dispatched, once_only
+from spikeloom.kernels.op import dispatched, is_plain, once_only
 from spikeloom.synapses.layers import Linear
 
 TWICE = "on a CPU the plain operator runs, which can be differentiated twice"
@@ -28,6 +29,8 @@ class SpikeLinear(Linear):
         check: raise a ValueError for an input that holds other values, for which the host waits for the device: to
             find a mistake. Unchecked, the gradient of the weight takes every value but 0 for a one.
     """
+
+    absorbs_bias = True
 
     def __init__(
         self,
@@ -52,9 +55,13 @@ class SpikeLinear(Linear):
 
 
 def keeps_bits(spikes: Tensor, *others: Tensor) -> bool:
-    """Whether what backward needs of `spikes` is kept as bits here: on a GPU, where autograd records any of these."""
+    """Whether what backward needs of `spikes` is kept as bits here: on a GPU, where autograd records any of these.
+
+    Not without a working backend (`kernels.backends`), for tensor subclasses and while operators are watched.
+    """
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (spikes, *others))
-    return spikes.is_cuda and recorded and not dispatched()
+    plain = recorded and all(map(is_plain, (spikes, *others))) and not dispatched()
+    return spikes.is_cuda and plain and backends.choose("auto", "cuda") == "cuda"
 
 
 def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,11 +71,18 @@ def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def autocast(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands in the type in which autocast has a linear map or a convolution computed; float64 is left alone."""
-    if not torch.is_autocast_enabled(spikes.device.type) or spikes.dtype == torch.float64:
+    """The operands in the type in which autocast has a linear map or a convolution computed."""
+    dtype = autocast_type(spikes)
+    if dtype is None:
         return spikes, weight, bias
-    dtype = torch.get_autocast_dtype(spikes.device.type)
     return spikes.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type in which autocast has a product with x computed; None: as it is, without autocast or in float64."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 class _SpikeLinear(torch.autograd.Function):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.cuda import build
 from spikeloom.kernels.cuda.launch import Kernel
 from spikeloom.kernels.depthwise.tile import COLUMNS, LANES, Tile, choose
@@ -37,9 +38,9 @@ _THREADS = 128
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any) -> bool:
     """Whether the kernels compute `F.conv2d(x, weight, bias, stride, padding, dilation, groups=C)` here.
 
-    On a GPU, channels-last, float32 or half, one dtype for all; kernels of 3, 5 or 7, stride 1, "same" padding as
-    numbers; nobody watching operators. Whether the convolution is depth-wise is read from the weight's shape: [C, 1,
-    k, k] for x [M, C, H, W].
+    On a GPU with a working backend, channels-last, float32 or half, one dtype for all; kernels of 3, 5 or 7, stride 1,
+    "same" padding as numbers; nobody watching operators. Whether the convolution is depth-wise is read from the
+    weight's shape: [C, 1, k, k] for x [M, C, H, W].
 
     Args:
         stride, padding, dilation: pairs of integers (`torch.nn.Conv2d` holds them so).
@@ -61,6 +62,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding:
         and x.shape[1:].numel() < 2**31
         and _blocks(x.shape, kernel, x.element_size()) < 2**31
         and x.is_contiguous(memory_format=torch.channels_last)
+        and backends.choose("auto", "cuda") == "cuda"
     )
 
 

@@ -79,6 +79,15 @@ class Running(NamedTuple):
     offset: Tensor | None = None
 
 
+def hold(bias: Tensor, running: Running | None) -> Tensor:
+    """BatchNorm's bias as it is, with the gradient 0 of the offset behind it: for roads on which autograd does not see
+    that the offset took part."""
+    offset = None if running is None else running.offset
+    if offset is None or not (torch.is_grad_enabled() and offset.requires_grad):
+        return bias
+    return bias + 0 * offset.to(bias.dtype)
+
+
 def update(running: Running, stats: Tensor) -> None:
     """Take the statistics of a batch into the buffers."""
     with torch.no_grad():

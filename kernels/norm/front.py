@@ -84,11 +84,13 @@ def _run(
     call = prepare(program, inputs, {SCALE: 0.0, SHIFT: 0.0, **params}, state, backend)
     name = group.group_name if group is not None else ""
     if call.backend == "reference":
-        result = _reference(program, call.inputs, call.state, params, weight, bias, eps, name)
+        held = finish.hold(bias, running)
+        result = _reference(program, call.inputs, call.state, params, weight, held, eps, name)
         if running is not None:
             finish.update(running, result[2])
         return result
-    learns = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+    offset = None if running is None else running.offset
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias, offset))
     every = checkpoint_distance(program, y.shape[0]) if learns else call.every
     results = op.norm_weave(
         call.inputs,

@@ -286,7 +286,9 @@ def norm_weave(
     Plain tensors outside tracing take a short cut past torch's dispatcher (see `op.weave`), on which the kernel that
     finishes the statistics updates the buffers too; the operator itself changes nothing in place.
     """
+    offset = None if running is None else running.offset
     if dispatched() or not is_plain(inputs[0]):
+        bias = finish.hold(bias, running)
         results: list[Tensor] = torch.ops.spikeloom.norm_weave(
             inputs, state, params, scalars, weight, bias, program, group, eps, every, final
         )
@@ -294,8 +296,7 @@ def norm_weave(
             finish.update(running, results[-1])
         return results
     tensors = (*inputs, *state, *params)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, bias, *tensors)):
-        offset = None if running is None else running.offset
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias, offset, *tensors)):
         applied: tuple[Tensor, ...] = _NormWeave.apply(
             running, len(inputs), len(state), scalars, program, group, eps, every, final, offset, weight, bias, *tensors
         )

@@ -8,6 +8,7 @@ gradient needs are programs too, so every pass over a tensor is a kernel of the 
 * `corrected`: a fused program with one more output, y (a y / 2 + b). With the constant 1 as gradient of that output,
   the gradient of y becomes scale g_u + a y + b, which is BatchNorm's input gradient for the right a and b.
 * `COMBINE`: the same gradient from a stored g_u.
+* `NORM`: the normalisation with no neuron behind it.
 """
 
 from __future__ import annotations
@@ -74,5 +75,10 @@ def _combine(y: Any, g: Any, *, scale: Any, a: Any, b: Any) -> Any:
     return g * scale + (y * a + b)
 
 
+def _itself(u: Any) -> Any:
+    return u
+
+
 MOMENTS = record("norm_moments", _moments, ["y"], {}, ["pivot", "first", "second"])
 COMBINE = record("norm_combine", _combine, ["y", "g"], {}, ["scale", "a", "b"])
+NORM = fused(record("norm", _itself, ["u"], {}, []), False, False)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.cuda.launch import Kernel
 from spikeloom.kernels.names import STORAGE
 from spikeloom.kernels.norm import finish
@@ -43,8 +44,8 @@ Window = tuple[int, int, int]
 def takes(y: Tensor, window: Window, values: tuple[Tensor, ...], *, training: bool) -> bool:
     """Whether `trained`, in training, or `evaluated` serves maps `[M, C, H, W]` here.
 
-    On a GPU, channels-last, nobody watching operators; in evaluation only where autograd records nothing. A window or a
-    batch that torch refuses is left to torch, which says what is wrong with it.
+    On a GPU with a working backend, channels-last, nobody watching operators; in evaluation only where autograd records
+    nothing. A window or a batch that torch refuses is left to torch, which says what is wrong with it.
 
     Args:
         values: weight, bias, running mean and running variance, [C].
@@ -63,6 +64,7 @@ def takes(y: Tensor, window: Window, values: tuple[Tensor, ...], *, training: bo
         and y.is_contiguous(memory_format=torch.channels_last)
         and all(v.shape == y.shape[1:2] and v.device == y.device for v in values)
         and all(v.dtype in (torch.float32, y.dtype) for v in values)
+        and backends.choose("auto", "cuda") == "cuda"
     )
 
 

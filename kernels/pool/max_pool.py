@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.cuda import build
 from spikeloom.kernels.cuda.launch import Kernel
 from spikeloom.kernels.names import STORAGE
-from spikeloom.kernels.op import dispatched, once_only
+from spikeloom.kernels.op import dispatched, is_plain, once_only
 
 _THREADS = 256
 _LAYOUT = "3Q5iq"
@@ -29,7 +30,8 @@ BLOCKED = 3, 2, 1
 
 
 def takes(x: Tensor, kernel: int, padding: int = 0) -> bool:
-    """Whether `max_pool` serves a folded map `[M, C, H, W]` here: on a GPU, recorded by autograd, channels-last.
+    """Whether `max_pool` serves a folded map `[M, C, H, W]` here: on a GPU with a working backend, recorded by
+    autograd, channels-last, nobody watching operators.
 
     A window that torch refuses is left to torch, which says what is wrong with it.
     """
@@ -37,11 +39,13 @@ def takes(x: Tensor, kernel: int, padding: int = 0) -> bool:
         x.is_cuda
         and x.requires_grad
         and torch.is_grad_enabled()
+        and is_plain(x)
         and not dispatched()
         and x.numel() > 0
         and kernel * kernel <= 256
         and 2 * padding <= kernel <= min(x.shape[2:]) + 2 * padding
         and x.is_contiguous(memory_format=torch.channels_last)
+        and backends.choose("auto", "cuda") == "cuda"
     )
 
 

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.bits import pack, packing, unpack
 from spikeloom.kernels.cpu import build
 from spikeloom.kernels.pool import max_pool, takes
@@ -145,11 +147,17 @@ def test_what_torch_refuses_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) ->
     class Gpu(torch.Tensor):
         is_cuda = True
 
+    module = sys.modules["spikeloom.kernels.pool.max_pool"]
     x = maps(torch.float32, "spikes").requires_grad_().as_subclass(Gpu)
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "cuda")
+    assert not takes(x, 3, 1)  # a subclass
+    monkeypatch.setattr(module, "is_plain", lambda t: True)
     assert takes(x, 3, 1)
     assert not takes(x, 2, 2)  # more padding than half of the window
     assert not takes(x, 12, 0)  # a window larger than the map
     assert not takes(x, 17, 0)  # more places than a byte counts
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "reference")  # a GPU without CuPy
+    assert not takes(x, 3, 1)
 
 
 def test_a_second_derivative_of_pooling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

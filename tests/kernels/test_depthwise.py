@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.bits import pack
 from spikeloom.kernels.cpu import build
 from spikeloom.kernels.depthwise import convolution, convolve, depthwise, input_gradient, serves, weight_gradient
@@ -176,6 +177,7 @@ class Gpu(torch.Tensor):
 def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "is_plain", lambda tensor: True)
     monkeypatch.setattr(convolution, "dispatched", lambda: False)
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "cuda")
     x, weight = drawn((2, 8, 9, 9), torch.float32, 1).as_subclass(Gpu), drawn((8, 1, 5, 5), torch.float32, 2)
     usual = (1, 1), (2, 2), (1, 1)
     assert serves(x, weight, None, *usual)
@@ -190,6 +192,9 @@ def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not serves(x.contiguous(), weight, None, *usual)
     assert not serves(x.double(), weight.double(), None, *usual)
     assert not serves(x[:0], weight, None, *usual)
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "reference")  # a GPU without CuPy
+    assert not serves(x, weight, None, *usual)
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "cuda")
     monkeypatch.setattr(convolution, "dispatched", lambda: True)
     assert not serves(x, weight, None, *usual)
 

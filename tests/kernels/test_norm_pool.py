@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import BaseTorchFunctionMode
 
+from spikeloom.kernels import backends
 from spikeloom.kernels.cpu import build
 from spikeloom.kernels.norm import Running, finish
 from spikeloom.kernels.norm_pool import evaluated, fused, takes, trained
@@ -217,6 +218,7 @@ def test_what_the_kernels_take() -> None:
     y = maps(torch.float32, SHAPES[0], "values")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "is_plain", lambda t: True)
+        patch.setattr(backends, "choose", lambda backend, device: "cuda")
         assert asked(y)
         assert asked(y, training=False)
         assert asked(y.bfloat16(), dtype=torch.bfloat16)
@@ -228,6 +230,8 @@ def test_what_the_kernels_take() -> None:
         assert not asked(y[:1, :, :1, :1].contiguous(memory_format=torch.channels_last), (1, 1, 0))  # one value
         assert not asked(y, dtype=torch.float64)
         assert not asked(y.clone(memory_format=torch.preserve_format).requires_grad_(), training=False)
+        patch.setattr(backends, "choose", lambda backend, device: "reference")  # a GPU without CuPy
+        assert not asked(y)
     assert not asked(y)  # a subclass
     assert not takes(y, (3, 2, 1), tuple(torch.ones(4, 16)), training=True)  # on a CPU
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeloom import synapses
-from spikeloom.synapses import Conv2d, channels_last, fold, over_time, unfold
+from spikeloom.synapses import BatchNorm1d, BatchNorm2d, Conv2d, channels_last, fold, over_time, unfold
 
 T, B = 3, 4
 FRAMES = (T, B, 6, 9, 8)
@@ -161,3 +161,30 @@ def test_a_still_image_is_convolved_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with FlopCounterMode(display=False) as watched:  # whoever watches operators sees every step
         layer(channels_last(image.expand(7, *image.shape)))
     assert watched.get_total_flops() == 7 * 2 * 2 * 4 * 3 * 9 * 5 * 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4, 6, 9, 8), (1, 50, 24), (3, 4, 6, 7)], ids=str)
+def test_batch_normalisation_on_a_gpu_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    kind, plain_kind = (BatchNorm2d, nn.BatchNorm2d) if len(shape) == 5 else (BatchNorm1d, nn.BatchNorm1d)
+    ours, plain = kind(shape[2]).cuda(), plain_kind(shape[2]).cuda()
+    for norm in (ours, plain):
+        nn.init.uniform_(norm.weight, -1, 1, generator=torch.Generator("cuda").manual_seed(0))
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to("cuda", dtype) * 2 + 1
+    x, y = (values.clone().requires_grad_() for _ in range(2))
+    rough = {"rtol": 2**-6, "atol": 2**-6} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    out, expected = ours(x), plain(y.float().flatten(0, 1)).unflatten(0, shape[:2])
+    torch.testing.assert_close(out.float(), expected, **rough)
+    assert out.dtype == dtype
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(2)).cuda()
+    out.backward(grad.to(dtype))
+    expected.backward(grad.to(dtype).float())
+    assert x.grad is not None
+    assert y.grad is not None
+    torch.testing.assert_close(x.grad.float(), y.grad.float(), **rough)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(getattr(ours, name).grad, getattr(plain, name).grad, rtol=2e-2, atol=1e-2)
+    torch.testing.assert_close(ours.running_mean, plain.running_mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-4, atol=1e-4)
+    assert ours.num_batches_tracked == 1

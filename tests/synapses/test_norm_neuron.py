@@ -2,13 +2,17 @@
 
 import copy
 import pickle
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spikeloom.neurons import LI, LIF, PLIF, Stream
-from spikeloom.synapses import NormNeuron, Projection
+from spikeloom.synapses import Conv2d, DepthwiseConv2d, Linear, NormNeuron, Projection, SpikeConv2d, SpikeLinear
 
 
 def plain(layer: NormNeuron) -> nn.BatchNorm2d:
@@ -62,6 +66,95 @@ def test_an_offset_stands_for_the_bias_in_front(train: bool, dtype: torch.dtype,
     spikes.sum().backward()
     assert offset.grad is not None
     assert offset.grad.any() == (not train)  # in training every constant cancels
+
+
+@pytest.mark.parametrize("how", ["kernel", "reference", "dispatch mode", "compiled"])
+def test_the_gradient_of_an_offset_alone_is_zero(how: str) -> None:
+    layer = NormNeuron(5, LIF(backend="reference" if how == "reference" else "auto")).requires_grad_(False)
+    x, offset = data((20, 3, 5)), data((5,), 1).requires_grad_()  # more steps than backward recomputes in one piece
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager") if how == "compiled" else layer
+    with FlopCounterMode(display=False) if how == "dispatch mode" else nullcontext():
+        spikes = call(x, offset=offset)
+    assert torch.equal(spikes, NormNeuron(5, LIF())(x))
+    spikes.sum().backward()
+    assert offset.grad is not None
+    assert not offset.grad.any()
+
+
+def test_an_offset_is_checked_before_anything_changes() -> None:
+    layer, x = NormNeuron(5, LIF()), data((4, 3, 5, 6)).float()
+    for offset in (torch.zeros(1), torch.zeros(4), torch.zeros(5, 1), torch.zeros(5, device="meta")):
+        with pytest.raises(ValueError, match=r"offset of shape \[.*\] on .*; expected \[5\], .* on cpu"):
+            layer(x, offset=offset)
+    assert layer.num_batches_tracked == 0
+
+
+class Gpu(Tensor):
+    is_cuda = True
+
+
+class Own(Linear):
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(input)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Gpu` counts as a tensor of a GPU with working kernels."""
+    monkeypatch.setattr(sys.modules["spikeloom.synapses.norm_neuron"], "is_plain", lambda t: True)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "Linear": (lambda: Linear(6, 4), (3, 2, 5, 6)),
+    "SpikeLinear": (lambda: SpikeLinear(6, 4), (3, 2, 5, 6)),
+    "Conv2d": (lambda: Conv2d(6, 4, 1), (3, 2, 6, 3, 3)),
+    "SpikeConv2d": (lambda: SpikeConv2d(6, 4, 1), (3, 2, 6, 3, 3)),
+    "DepthwiseConv2d": (lambda: DepthwiseConv2d(4, 3), (3, 2, 4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_known_layers_leave_their_bias(name: str, on_gpu: None) -> None:
+    build, shape = LAYERS[name]
+    layer, fire, x = build(), NormNeuron(4, LIF()), torch.ones(shape)
+    y, offset = fire.current(layer, x.as_subclass(Gpu))
+    assert offset is layer.bias
+    torch.testing.assert_close(y.as_subclass(Tensor), layer(x, bias=False))
+    assert fire.current(layer, x)[1] is None  # on a CPU
+
+
+@pytest.mark.parametrize(
+    "why", ["hook", "pre-hook", "global hook", "patched", "subclass", "torch", "reference", "mode"]
+)
+def test_other_layers_keep_their_bias(why: str, on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = {"subclass": Own, "torch": nn.Linear}.get(why, Linear)(6, 4)
+    fire = NormNeuron(4, LIF(backend="reference" if why == "reference" else "auto"))
+    x = torch.ones(3, 2, 5, 6).as_subclass(Gpu)
+    seen: list[Tensor] = []
+    if why == "hook":
+        layer.register_forward_hook(lambda module, given, y: seen.append(y))
+    if why == "pre-hook":
+        layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    if why == "patched":
+        monkeypatch.setattr(layer, "forward", layer.forward)
+    handle = nn.modules.module.register_module_forward_hook(lambda *given: None) if why == "global hook" else None
+    with FlopCounterMode(display=False) if why == "mode" else nullcontext():
+        y, offset = fire.current(layer, x)
+    if handle is not None:
+        handle.remove()
+    assert offset is None
+    torch.testing.assert_close(y, nn.functional.linear(x, layer.weight, layer.bias))
+    assert [tuple(s.shape) for s in seen] == {"hook": [(3, 2, 5, 4)], "pre-hook": [(3, 2, 5, 6)]}.get(why, [])
+
+
+def test_without_kernels_or_in_a_subclass_the_bias_is_added(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["spikeloom.synapses.norm_neuron"]
+    layer, fire, x = Linear(6, 4), NormNeuron(4, LIF()), torch.ones(3, 2, 5, 6).as_subclass(Gpu)
+    assert fire.current(layer, x)[1] is layer.bias
+    monkeypatch.setattr(module, "choose", lambda backend, device: "reference")
+    assert fire.current(layer, x)[1] is None
+    monkeypatch.undo()
+    assert fire.current(layer, x)[1] is None
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,34 @@ def test_dropout_is_refused_while_a_graph_is_captured(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=r"layer '1' is a Dropout with p=0\.5, while a CUDA graph is captured"):
         recompute(nn.Sequential(block(), Dropout(0.5)), x)
     assert recompute(nn.Sequential(block(), Dropout(0.0)), x).shape == x.shape
+
+
+def test_what_drew_in_its_last_run_is_refused_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, capturing = [0], [False]
+
+    class Noise(nn.Module):
+        draws = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            drawn[0] += 4 * self.draws
+            return x.sin()
+
+    generators = (SimpleNamespace(get_offset=lambda: 0), SimpleNamespace(get_offset=lambda: drawn[0]))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    noise, x = Noise(), torch.ones(3, requires_grad=True)
+    outer, other = nn.Sequential(noise), nn.Sigmoid()
+    recompute(outer, x)
+    recompute(other, x)
+    capturing[0] = True
+    with pytest.raises(ValueError, match=r"a Sequential that drew random numbers when it last ran, while a CUDA graph"):
+        recompute(outer, x)
+    assert recompute(other, x).shape == x.shape
+    noise.draws, capturing[0] = False, False
+    recompute(outer, x)
+    capturing[0] = True
+    assert recompute(outer, x).shape == x.shape
 
 
 MODELS: dict[str, dict[str, Any]] = {

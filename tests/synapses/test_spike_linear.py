@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from spikeloom.kernels import backends
 from spikeloom.spiking_attention import SSA, SpikingMLP, products
 from spikeloom.synapses import MaxPool2d, NormNeuron, Projection
 from spikeloom.synapses.spike_linear import keeps_bits, spike_linear
@@ -87,6 +89,34 @@ def test_nothing_is_packed_on_a_cpu_or_without_gradients(device: str) -> None:
     assert keeps_bits(x, weight.requires_grad_()) == (device == "cuda")
     with torch.no_grad():
         assert not keeps_bits(x, weight)
+
+
+class Gpu(torch.Tensor):
+    is_cuda = True
+
+
+def test_where_bits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.ones(2, 3).as_subclass(Gpu), torch.ones(4, 3).requires_grad_()
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "cuda")
+    assert not keeps_bits(x, weight)  # a subclass
+    monkeypatch.setattr(sys.modules["spikeloom.synapses.spike_linear"], "is_plain", lambda t: True)
+    assert keeps_bits(x, weight)
+    with forward_ad.dual_level():
+        assert not keeps_bits(x, weight)
+    monkeypatch.setattr(backends, "choose", lambda backend, device: "reference")  # a GPU without CuPy
+    assert not keeps_bits(x, weight)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mix_under_autocast(bits: Callable[[bool], None], packed: bool, dtype: torch.dtype) -> None:
+    qkv = (numbers(2, 2, 8, 24) > 0).to(dtype).as_subclass(Gpu).requires_grad_()
+    bits(packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = products.mix(qkv, 2, 0.125)
+    assert y.dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)  # as of the plain operators
+    (gradient,) = torch.autograd.grad(y.sum(), qkv)
+    assert gradient.dtype == dtype
 
 
 def test_a_frozen_map_keeps_no_spikes(device: str) -> None:

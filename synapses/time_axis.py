@@ -37,9 +37,9 @@ def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """Frames `[T, B, C, H, W]` with the channels innermost in memory: what convolutions are fastest on. Same values.
 
-    A still image, repeated by `expand`, stays such a repetition.
+    A still image, repeated by `expand`, stays such a repetition, unless its steps have gradients of their own.
     """
-    if is_repeated(x):
+    if shares_steps(x):
         return x[0].contiguous(memory_format=torch.channels_last).expand(x.shape)
     return unfold(fold(x).contiguous(memory_format=torch.channels_last), x.shape[0])
 
@@ -50,6 +50,11 @@ def is_repeated(x: Tensor) -> bool:
     Nothing counts as repeated for those who watch operators: energy counting sees the work of every step.
     """
     return x.shape[0] > 1 and x.stride(0) == 0 and not dispatched()
+
+
+def shares_steps(x: Tensor) -> bool:
+    """Whether one step may stand for all: they are one memory, and autograd does not ask for the gradient of each."""
+    return is_repeated(x) and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def repeat(x: Tensor, T: int) -> Tensor:
