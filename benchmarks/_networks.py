@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 OURS, GRAPH, PEER, COMPILED = "spikeloom", "spikeloom graph", "spikingjelly", "spikingjelly compiled"
-IMPLEMENTATIONS = (OURS, GRAPH, PEER, COMPILED)
+FP32_STATE, PEER_GRAPH = "spikingjelly fp32 state", "spikingjelly graph"
+IMPLEMENTATIONS = (OURS, GRAPH, PEER, COMPILED, FP32_STATE)
+ON_REQUEST = (PEER_GRAPH,)
+"""Implementations that run only where they are named."""
+NEED_GPU = (GRAPH, PEER_GRAPH, FP32_STATE)
+MODES = ("train", "infer")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def maker(case: Case, implementation: str, device: torch.device, dtype: torch.dt
         if implementation in (OURS, GRAPH):
             step = _ours(case, device, dtype)
             return captured(step) if implementation == GRAPH else step
-        return _peer(case, device, dtype, implementation == COMPILED)
+        step = _peer(case, device, dtype, implementation)
+        return captured(step) if implementation == PEER_GRAPH else step
 
     return make
 
@@ -97,18 +103,27 @@ def _ours(case: Case, device: torch.device, dtype: torch.dtype) -> Step:
     return _step(case, net, net, device, dtype, lambda: None, torch.channels_last)
 
 
-def _peer(case: Case, device: torch.device, dtype: torch.dtype, compiled: bool) -> Step:
+def _peer(case: Case, device: torch.device, dtype: torch.dtype, implementation: str) -> Step:
     from spikingjelly.activation_based import functional
 
     module, factory, arguments = NETWORKS[case.network].peer
     build = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), factory)
     torch.manual_seed(0)
     net = build(T=case.T, **arguments).to(device)
+    if implementation == FP32_STATE:
+        net = fp32_state(net, device)
     run = net
-    if compiled:
+    if implementation == COMPILED:
         torch.compiler.reset()
         run = torch.compile(net, dynamic=False)
     return _step(case, net, run, device, dtype, lambda: functional.reset_net(net), torch.contiguous_format)
+
+
+def fp32_state(net: nn.Module, device: torch.device) -> nn.Module:
+    """SpikingJelly's network with float32 states, which its Triton kernels keep whatever the dtype of x; on a GPU."""
+    from spikingjelly.activation_based.precision import PrecisionConfig, prepare_model_for_precision
+
+    return prepare_model_for_precision(net, device, PrecisionConfig(mode="fp32", neuron_storage="fp32")).model
 
 
 def _step(

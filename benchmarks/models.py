@@ -8,18 +8,24 @@
 A training step is forward under bfloat16 autocast, cross entropy of the mean logits, backward, fused AdamW, on images
 that lie on the device. Implementations take turns; events around each call with an idle queue, so the host's time is in
 it. `graph`: the same step replayed as a CUDA graph, as the trainer does. `compiled`: `torch.compile` of the whole
-network. SpikingJelly's state is reset outside of the timed part. Peak memory holds parameters, gradients and optimizer.
+network. SpikingJelly's state is reset outside of the timed part. Peak memory holds parameters, gradients and optimizer;
+it is measured with nothing else built.
+
+SpikingJelly's neurons take the dtype of x for their state. Under bfloat16 autocast that is not what their kernels take,
+so they run as a loop of torch operations: `spikingjelly compiled` has it fused, `spikingjelly` is slow with it, and
+`spikingjelly fp32 state` (`PrecisionConfig(neuron_storage="fp32")`, eager) runs their Triton kernels.
+`spikingjelly graph`, the eager step as a CUDA graph, runs only where --only names it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +36,22 @@ sys.path.append(str(HERE))
 sys.path.append(str(HERE.parent))
 
 from _budget import budget, budget_lines  # noqa: E402
-from _networks import GRAPH, IMPLEMENTATIONS, NETWORKS, OURS, Case, maker  # noqa: E402
+from _contest import STATE, contest, free  # noqa: E402
+from _networks import (  # noqa: E402
+    FP32_STATE,
+    GRAPH,
+    IMPLEMENTATIONS,
+    MODES,
+    NEED_GPU,
+    NETWORKS,
+    ON_REQUEST,
+    OURS,
+    Case,
+    maker,
+)
 from _report import conditions, show, write  # noqa: E402
 from _steps import built, warm_up  # noqa: E402
-from _timing import Job, copy_bandwidth, failure_text, race  # noqa: E402
+from _timing import copy_bandwidth  # noqa: E402
 
 
 def main() -> None:
@@ -50,20 +68,38 @@ def main() -> None:
         show(options.what, *table(record["rows"]))
 
 
-def _options() -> argparse.Namespace:
+def _options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("race", "start", "scaling", "budget", "once"))
     parser.add_argument("networks", nargs="+", choices=list(NETWORKS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--modes", default="train,infer")
+    parser.add_argument("--modes", help=f"some of {','.join(MODES)}; default both, of start train, its only one")
     parser.add_argument("--steps", default="4", help="time steps T")
     parser.add_argument("--batches", help="the network's own")
-    parser.add_argument("--only", default=",".join(IMPLEMENTATIONS), help="implementations")
+    names = f"{','.join(IMPLEMENTATIONS)} (default), {','.join(ON_REQUEST)}"
+    parser.add_argument("--only", help=f"implementations: some of {names}")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--commit", default="", help="the commit to record where there is no git checkout")
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args(given)
+    if options.device == "cpu" and options.what == "budget":
+        parser.error("budget profiles kernels of a GPU; expected --device cuda")
+    _settle_names(parser, options)
+    return options
+
+
+def _settle_names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Make `only` and `modes` what will run; names that there are not, or not here, end the program."""
+    allowed = MODES[:1] if options.what == "start" else MODES
+    options.modes = options.modes or ",".join(allowed)
+    if wrong := [name for name in options.modes.split(",") if name not in allowed]:
+        parser.error(f"--modes has {', '.join(wrong)}; expected some of {','.join(allowed)} for {options.what}")
+    here = [n for n in (*IMPLEMENTATIONS, *ON_REQUEST) if options.device == "cuda" or n not in NEED_GPU]
+    usual = [n for n in here if n not in ON_REQUEST and not (n == FP32_STATE and options.dtype == "float32")]
+    options.only = options.only or ",".join(usual)
+    if wrong := [name for name in options.only.split(",") if name not in here]:
+        parser.error(f"--only has {', '.join(wrong)}; expected some of {','.join(here)} on {options.device}")
 
 
 def _rows(options: argparse.Namespace, device: torch.device) -> Any:
@@ -74,17 +110,18 @@ def _rows(options: argparse.Namespace, device: torch.device) -> Any:
             for batch in batches:
                 if options.what == "once":
                     maker(Case(name, "train", T, batch), options.only, device, dtype)().call()
-                    torch.cuda.synchronize()
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
                     continue
                 for mode in options.modes.split(","):
                     yield _row(options, Case(name, mode, T, batch), device, dtype)
-                    gc.collect()
-                    torch.cuda.empty_cache()
+                    free(device)
 
 
 def _row(options: argparse.Namespace, case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     names = options.only.split(",")
-    row: dict[str, Any] = {"case": vars(case), "note": NETWORKS[case.network].same, "results": {}}
+    notes = [NETWORKS[case.network].same, *([STATE] if dtype == torch.bfloat16 else [])]
+    row: dict[str, Any] = {"case": vars(case), "note": "; ".join(notes), "results": {}}
     if options.what == "start":
         row["results"] = {name: start_up(case, name, options) for name in names}
     elif options.what == "budget":
@@ -92,27 +129,10 @@ def _row(options: argparse.Namespace, case: Case, device: torch.device, dtype: t
         row["budget"] = budget(step, copy_bandwidth(device, 5)["median"])
         show(case.label(), *budget_lines(row["budget"]))
     else:
-        row["results"] = contest(case, names, options.repetitions, device, dtype)
+        makers = {name: maker(case, name, device, dtype) for name in names}
+        row["results"] = contest(makers, device, options.repetitions)
     print(case.label(), {name: _short(case, found) for name, found in row["results"].items()}, flush=True)
     return row
-
-
-def contest(
-    case: Case, names: list[str], repetitions: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, dict[str, Any]]:
-    """Time and peak memory of the implementations, in turn."""
-    results: dict[str, dict[str, Any]] = {name: {} for name in names}
-    steps = {}
-    for name in names:
-        try:
-            steps[name], results[name] = built(maker(case, name, device, dtype), device)
-        except Exception as error:  # a peer may raise anything; the run goes on without it
-            results[name] = {"failure": failure_text(error)}
-        print(name, results[name], flush=True)
-    jobs = [Job(name, step.prepare, step.call, True) for name, step in steps.items()]
-    for name, outcome in race(jobs, device, repetitions).items():
-        results[name] |= outcome.as_json()
-    return results
 
 
 def start_up(case: Case, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +156,8 @@ def _short(case: Case, found: dict[str, Any]) -> str:
     if "eager" not in found:
         return str(found)
     ms = found["eager"]["median"]
-    return f"{ms:.1f} ms, {case.batch / ms * 1e3:.0f} img/s, {found.get('peak_mib', 0) / 1024:.2f} GiB"
+    peak = f", {found['peak_mib'] / 1024:.2f} GiB" if "peak_mib" in found else ""
+    return f"{ms:.1f} ms, {case.batch / ms * 1e3:.0f} img/s{peak}{', timed alone' * found.get('timed_alone', False)}"
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -146,7 +167,8 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         case = Case(**row["case"])
         best = (row["results"].get(GRAPH) or {}).get("eager") or (row["results"].get(OURS) or {}).get("eager")
         for name, found in row["results"].items():
-            line = [case.label(), name, "", "", "", "", "", found.get("failure", "")]
+            remark = found.get("failure") or "timed alone" * found.get("timed_alone", False)
+            line = [case.label(), name, "", "", "", "", "", remark]
             if "eager" in found:
                 time_ms = found["eager"]
                 line[2] = f"{time_ms['median']:.2f} ({time_ms['low']:.2f}-{time_ms['high']:.2f})"
@@ -157,7 +179,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             starts = [f"{found[key]:.0f}" for key in ("first_start_s", "second_start_s") if key in found]
             line[6] = " / ".join(starts) or (f"{found['start_up_s']:.0f}" if "start_up_s" in found else "")
             lines.append(line)
-    return ["case", "implementation", "ms", "img/s", "x ours", "peak GiB", "start s", "failure"], lines
+    return ["case", "implementation", "ms", "img/s", "x ours", "peak GiB", "start s", "remark"], lines
 
 
 if __name__ == "__main__":

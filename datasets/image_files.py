@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spikeloom.datasets.images import Part
+from spikeloom.datasets.images import Part, require_root
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,6 +125,7 @@ def part_folder(root: Path, part: Part) -> Path:
     """
     if part not in ("train", "test"):
         raise ValueError(f"part is {part!r}; expected 'train' or 'test'.")
+    require_root(root, "train/ and val/ or test/")
     names = ("train",) if part == "train" else ("test", "val")
     for name in names:
         if (root / name).is_dir():

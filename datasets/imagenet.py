@@ -27,7 +27,7 @@ from spikeloom.datasets.image_files import (
     require_torchvision,
     subfolders,
 )
-from spikeloom.datasets.images import Part
+from spikeloom.datasets.images import Part, require_root
 
 CLASSES = 1000
 _DEVKIT, _META = "ILSVRC2012_devkit_t12.tar.gz", "meta.bin"
@@ -40,7 +40,7 @@ def read_imagenet(root: str | Path, part: Part = "train") -> ImageFiles:
         FileNotFoundError: a folder, or what says the labels, is missing. ValueError: other than 1,000 classes, or a
             class without images. ImportError: without torchvision, or without SciPy where the archive is read.
     """
-    root = Path(root)
+    root = require_root(root, "train/ and val/")
     require_torchvision()
     folder = part_folder(root, "train") if part == "train" else root / "val"
     if not folder.is_dir():

@@ -119,12 +119,12 @@ class _Binary(NamedTuple):
 
 
 def _cifar(root: str | Path, part: Part, source: _Binary, allow_partial: bool) -> Images:
-    root = Path(root)
+    root = require_root(root, f"{source.folder}/")
     folder = root / source.folder if (root / source.folder).is_dir() else root
     present = [name for name in source.files if (folder / name).is_file()]
     missing = [name for name in source.files if name not in present]
     if not present or (missing and not allow_partial):
-        partial = " allow_partial=True reads the files that are there." if present else ""
+        partial = " allow_partial=True (--data.allow-partial) reads the files that are there." if present else ""
         raise FileNotFoundError(f"Missing in {folder}: {', '.join(missing)}. {source.help(root)}{partial}")
     records = torch.cat([_read_records(folder / name, source, allow_partial) for name in present])
     limits = source.label_limits
@@ -141,7 +141,9 @@ def _read_records(path: Path, source: _Binary, allow_partial: bool) -> Tensor:
     short = allow_partial and 0 < found < expected and found % source.record_bytes == 0
     if found != expected and not short:
         hint = (
-            "a whole number of records" if allow_partial else "allow_partial=True reads a file of fewer whole records"
+            "a whole number of records"
+            if allow_partial
+            else "allow_partial=True (--data.allow-partial) reads a file of fewer whole records"
         )
         raise ValueError(
             f"{path} is {found:,} bytes long; expected {expected:,} ({source.records:,} records of "
@@ -156,8 +158,8 @@ def _read_records(path: Path, source: _Binary, allow_partial: bool) -> Tensor:
 
 def _idx_pair(root: str | Path, part: Part, name: str, classes: tuple[str, ...], page: str) -> Images:
     """The IDX files of images and labels of one part, both plain or .gz, from the usual folders below root."""
-    root = Path(root)
     stem = "train" if _check_part(part) == "train" else "t10k"
+    root = require_root(root, f"the four IDX files of {name}")
     folders = (root, root / "raw", root / name / "raw")
     files = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -176,6 +178,18 @@ def _idx_pair(root: str | Path, part: Part, name: str, classes: tuple[str, ...],
         )
     _check_labels(str(files[1]), labels, len(classes))
     return Images(images.unsqueeze(1), labels, classes, f"{name} {part}: {len(labels):,} images")
+
+
+def require_root(root: str | Path, holds: str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder {root} does not exist. Pass the one that holds {holds} as --root.")
+    return root
 
 
 def _check_part(part: Part) -> Part:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from spikeloom.energy.baselines import Row
+from spikeloom.energy.counts import NeuronCount
 from spikeloom.energy.pricing import price
 from spikeloom.energy.report import Report
 from spikeloom.energy.units import count_range, count_text, energy_range, energy_text, ratio_text, share_text
@@ -43,7 +44,7 @@ def headline(report: Report) -> str:
     ann, ratio = report.ann(), report.ratio()
     against = (
         ""
-        if ann is None or ratio is None
+        if ann is None or ratio is None or is_silent(report)
         else f", {ratio_text(ratio)} the {energy_text(ann)} of the same network as an ANN"
     )
     parts.append(f"{energy_text(energy.mean)} per inference{against}")
@@ -60,6 +61,12 @@ def verdict(report: Report) -> Verdict:
             "see the hardware models that do.",
             "",
         )
+    if is_silent(report):
+        return Verdict(
+            "No neuron fired: the network is silent, and its energy is not set against an ANN's. It may need more "
+            "training, or its inputs are too weak for its thresholds.",
+            "",
+        )
     sides = f"{energy_text(report.main.mean)} against {energy_text(ann)} per inference ({model.name}, {model.evidence})"
     reasons = [*_reasons(report), *_static(report), *([f"{model.name}: {model.remarks}"] if model.remarks else [])]
     if report.counts.setting.get("input") == "random":
@@ -71,6 +78,12 @@ def verdict(report: Report) -> Verdict:
         return Verdict(text, "more", reasons)
     saved = f"{1 - ratio:.0%}".replace("%", " %")
     return Verdict(f"The spiking network needs {saved} less energy than the same ANN: {sides}.", "less", reasons)
+
+
+def is_silent(report: Report) -> bool:
+    """Are there spiking neurons, none of which fired?"""
+    fired = [bool(neuron.spikes.any()) for neuron in report.counts.of(NeuronCount) if neuron.spiking]
+    return bool(fired) and not any(fired)
 
 
 def cautions(report: Report) -> list[Caution]:

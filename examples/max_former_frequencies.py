@@ -82,18 +82,11 @@ def decibel(ratio: Tensor) -> list[float]:
 
 
 def share(spectrum: Tensor) -> float:
-    """Part of the power above half of the Nyquist frequency, the mean left out.
-
-    Raises:
-        ValueError: the maps are constant.
-    """
+    """Part of the power above half of the Nyquist frequency, the mean left out; nan: the maps are constant."""
     r = radius(spectrum.shape[-1])
     everything = spectrum[r > 0].sum()
     if everything <= 1e-20 * spectrum.sum():
-        raise ValueError(
-            "The maps to measure are constant: no neuron in front of them, or on them, fires. Expected a network that "
-            "is trained further: more --epochs, or no --limit."
-        )
+        return math.nan
     return float(spectrum[r > HALF_NYQUIST].sum() / everything)
 
 
@@ -121,18 +114,19 @@ def in_space(size: int = 32, maps: int = 500) -> dict[str, Any]:
 
 
 def spectrum_of(spectrum: Tensor) -> dict[str, Any]:
-    """Curve and share."""
+    """Curve and share; of constant maps, nan."""
     above = share(spectrum)
-    frequencies, curve = rings(spectrum)
+    frequencies, curve = rings(torch.full_like(spectrum, math.nan) if math.isnan(above) else spectrum)
     return {"cycles_per_pixel": frequencies, "db": curve, "share": round(above, 5)}
 
 
 def digits(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Images `[N, 1, 32, 32]`, 28 x 28 with a black margin, normalised; labels `[N]`. A limit takes equally spaced."""
     data = MNIST5k(split)
-    step = 1 if limit is None else max(1, len(data) // limit)
-    images = F.pad(data.images[::step, None].float() / 255, (2, 2, 2, 2))
-    return (images - 0.1) / 0.28, data.labels[::step]
+    kept = len(data) if limit is None else min(limit, len(data))
+    chosen = torch.arange(kept) * len(data) // kept
+    images = F.pad(data.images[chosen, None].float() / 255, (2, 2, 2, 2))
+    return (images - 0.1) / 0.28, data.labels[chosen]
 
 
 def build(mixer: str, embed: str, width: int) -> nn.Module:
@@ -280,7 +274,7 @@ def draw_shares(results: dict[str, Any], axes: Any) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Shares in percent, mean of the seeds."""
+    """Shares in percent, mean of the seeds; - where maps are constant."""
     names = [f"{s} {point}" for s in range(1, STAGES + 1) for point in POINTS]
     lines = [f"{'share above half of Nyquist, %':32}" + "".join(f"{name:>9}" for name in names) + " accuracy"]
     for mixer, (label, _) in VARIANTS.items():
@@ -288,9 +282,20 @@ def table(results: dict[str, Any]) -> str:
         for kind, key in (("u", "share"), ("spikes", "share_of_spikes")):
             means = [sum(run["points"][name][key] for run in runs) / len(runs) for name in names]
             accuracy = sum(run["accuracy"] for run in runs) / len(runs)
-            cells = "".join(f"{100 * mean:9.1f}" for mean in means)
+            cells = "".join(f"{'-' if math.isnan(mean) else f'{100 * mean:.1f}':>9}" for mean in means)
             lines.append(f"{label + ', ' + kind:32}{cells}{accuracy:9.1%}")
+    if any("-" in line.split() for line in lines):
+        lines.append("-: constant maps; no neuron in front of them, or on them, fires. Train further: more --epochs.")
     return "\n".join(lines)
+
+
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no nan: None instead."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -309,6 +314,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(given)
     if min(options.epochs, options.seeds) < 1:
         parser.error(f"--epochs {options.epochs} --seeds {options.seeds}: expected at least 1 of each")
+    if options.limit is not None and options.limit < 1:
+        parser.error(f"--limit {options.limit}: expected at least 1, or none for all images")
     return options
 
 
@@ -328,7 +335,7 @@ def main(given: Sequence[str] | None = None) -> int:
     print(table(results))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(without_nan(results), indent=1) + "\n", encoding="utf-8")
     draw(results, options.picture)
     return 0
 

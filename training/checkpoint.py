@@ -16,12 +16,14 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikeloom.datasets.image_files import ImageFiles
 from spikeloom.models.files import (
     CONFIG,
     PART,
@@ -36,6 +38,7 @@ from spikeloom.models.files import (
 )
 from spikeloom.training.network import rebuild
 from spikeloom.training.recipe import Recipe
+from spikeloom.training.sources import Recordings
 
 STATE = "state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -46,6 +49,7 @@ class Description:
     """What `config.json` holds: how to build the model again, and how it was trained.
 
     model_config: the whole configuration of the model, so that a later change of a registered default changes nothing.
+    classes: names of the classes by label, of images in files; None: the data set's own, or of an older version.
     """
 
     model: str
@@ -53,22 +57,27 @@ class Description:
     recipe: Recipe
     step: int
     epoch: int
+    classes: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        classes = {} if self.classes is None else {"classes": list(self.classes)}
         return {
             "model": self.model,
             "model_config": dict(self.model_config),
             "recipe": self.recipe.to_json(),
             "step": self.step,
             "epoch": self.epoch,
+            **classes,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Description:
         """What `to_json` gave."""
         recipe = Recipe.from_json(data["recipe"])
-        return cls(str(data["model"]), dict(data["model_config"]), recipe, int(data["step"]), int(data["epoch"]))
+        step, epoch, classes = int(data["step"]), int(data["epoch"]), data.get("classes")
+        names = None if classes is None else tuple(map(str, classes))
+        return cls(str(data["model"]), dict(data["model_config"]), recipe, step, epoch, names)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -171,6 +180,36 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"it can start another: --init {checkpoint}. ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from error
     return state
+
+
+def check_classes(description: Description, recordings: Recordings) -> None:
+    """Refuse images of other classes than the network was trained on: their labels are other outputs' numbers.
+
+    Of a checkpoint without names of classes only their number is known.
+
+    Raises:
+        ValueError: the classes differ.
+    """
+    trained, recipe = description.classes, description.recipe
+    if not isinstance(recordings, ImageFiles) or recipe.task != "classify":
+        return
+    names = recordings.classes
+    where = recordings.says.partition(":")[0]
+    if trained is not None:
+        if names != trained:
+            own, other = next((a, b) for a, b in zip_longest(trained, names) if a != b)
+            raise ValueError(
+                f"The network was trained on other classes ({len(trained)}) than those of {where} ({len(names)}): the "
+                f"first that differs is {own or 'none'} in training and {other or 'none'} here. Labels are numbers in "
+                "the sorted order of the class folders' names; pass a --root with the same names."
+            )
+        return
+    outputs = description.model_config.get("num_classes")
+    if outputs != len(names) and "num_classes" not in recipe.model_args:
+        raise ValueError(
+            f"The network was trained on {outputs} classes, and {where} has {len(names)}. Pass a --root with the "
+            "classes of the training."
+        )
 
 
 def load_model(path: Path, T: int | None = None) -> tuple[nn.Module, Description]:

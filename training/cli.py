@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spikeloom.training.checkpoint import load_model, require_checkpoint
-from spikeloom.training.data import load_train
+from spikeloom.training.checkpoint import check_classes, load_model, require_checkpoint
+from spikeloom.training.energy_count import part_of
 from spikeloom.training.energy_report import report_energy
 from spikeloom.training.firing import rates_table
 from spikeloom.training.interrupt import TrainingInterrupted
@@ -108,12 +108,8 @@ def evaluate(argv: list[str]) -> int:
         recipe = replace(recipe, batch_size=options.batch_size)
     if options.bf16 is not None:
         recipe = replace(recipe, bf16=options.bf16)
-    packed = None
-    if options.part != "test":
-        train_part, held = load_train(recipe.data)
-        packed = train_part if options.part == "train" else held
-        if packed is None:
-            raise ValueError(f"{path} was trained without a validation part; evaluate --part test or --part train.")
+    packed = part_of(recipe.data, options.part)
+    check_classes(description, packed)
     device = pick_device(options.device)
     tally, firing = measure(model.to(device).to(memory_format=torch.channels_last), recipe, device, packed)
     console = Console(highlight=False)

@@ -17,6 +17,7 @@ from spikeloom.datasets.images import Images
 from spikeloom.training.event_batches import EventFrames
 from spikeloom.training.image_batches import NormalImages
 from spikeloom.training.mixing import mix
+from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
 from spikeloom.training.sources import Recordings, check_augment, source, take
 from spikeloom.training.streamed_images import StreamedImages
@@ -48,6 +49,21 @@ def labels_of(recordings: Recordings) -> Tensor:
     return recordings.labels
 
 
+def check_labels(labels: Tensor, classes: int, name: str) -> Tensor:
+    """Labels `[N]` of a data set as they are; checked once, since a wrong one would be a target without a class.
+
+    Raises:
+        ValueError: one is not from 0 to classes - 1.
+    """
+    if len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"{name} has labels from {low} to {high}; expected 0 to {classes - 1}. Check the data set's files."
+            )
+    return labels
+
+
 def held_out(labels: Tensor, count: int) -> Tensor:
     """Mask `[N]` of `count` recordings, as equally many of each class as `count` allows; always the same ones."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
@@ -74,7 +90,7 @@ class Batches:
     labels `[B]`, or shares of the classes `[B, K]` where samples may be mixed.
 
     Raises:
-        ValueError: an augmentation that the data cannot have, such as RandAugment of events.
+        ValueError: an augmentation that the data cannot have, such as RandAugment of events; a label that is no class.
     """
 
     def __init__(
@@ -85,7 +101,7 @@ class Batches:
         self.data = data
         self.batch_size = batch_size
         self._classes = source(data).num_classes
-        self.labels = labels_of(recordings).to(device)
+        self.labels = check_labels(labels_of(recordings), self._classes, data.name).to(device)
         self.inputs: EventFrames | NormalImages | StreamedImages
         if isinstance(recordings, Images):
             self.inputs = NormalImages(recordings, source(data), device, self.augment)
@@ -109,7 +125,7 @@ class Batches:
         parts = torch.arange(self.recordings).split(self.batch_size)
         plain = self.inputs.plain(parts) if isinstance(self.inputs, StreamedImages) else map(self.inputs.plain, parts)
         for indices, inputs in zip(parts, plain, strict=True):
-            yield inputs, self.labels[indices.to(self.labels.device)]
+            yield inputs, self._labels(indices)
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The augmented batches of an epoch from batch `start` on, in the random order of that epoch.
@@ -139,5 +155,9 @@ class Batches:
                 yield self.inputs.batch(indices, self.labels, epoch, generator)
             else:
                 frames = self.inputs.augmented(indices, generator)
-                labels = self.labels[indices.to(self.labels.device)]
-                yield mix(frames, labels, self._classes, self.augment, epoch, generator)
+                yield mix(frames, self._labels(indices), self._classes, self.augment, epoch, generator)
+
+    def _labels(self, indices: Tensor) -> Tensor:
+        """Those of recordings `[B]`, numbers on the host."""
+        (place,) = sent([indices], self.labels.device)
+        return self.labels.index_select(0, place)

@@ -2,9 +2,9 @@
 
 What changes from step to step lies in scalar tensors: the learning rate, the share of the weights in their average,
 and the flag `bad`. A loss or gradient that is not finite raises the flag; then the optimizer's kernel changes nothing,
-the average takes nothing in, and the model's buffers (statistics of normalisations) are put back. The flag stays up:
-nothing changes in later steps either, so whoever reads the report of the bad step, some steps later, finds weights,
-buffers, average and optimizer as they were before it.
+the average takes nothing in, and the model's buffers (statistics of normalisations) are put back. The flag stays up
+until the report is read (`Updates.forget`): nothing changes in the steps sent meanwhile either, so whoever reads the
+report of the bad step, some steps later, finds weights, buffers, average and optimizer as they were before it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DeviceStep:
         optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused kernel reads it, as from a GradScaler
         self._weight = torch.zeros_like(rate)
         self._result = torch.zeros(3, dtype=torch.float64, device=rate.device)
-        self._buffers = _Buffers(model)
+        self._buffers = Buffers(model)
 
     def prepare(self, rate: float) -> None:
         """Write the numbers of the coming step; the average counts it."""
@@ -135,7 +135,14 @@ class Updates:
         self._step, self._setting, self._obstacle = step, setting, obstacle
         self._say: Say = (lambda step, text: None) if say is None else say
         self._now = 0
+        self._recorder = recorder
         self.graphs = None if recorder is None else Replayed(self._maskless, recorder, self._failed)
+
+    def renew(self) -> None:
+        """Record anew from here on, because the model does something else now."""
+        if self.graphs is not None and self._recorder is not None and not self.graphs.gave_up:
+            self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
+            self.graphs = Replayed(self._maskless, self._recorder, self._failed)
 
     def send(self, frames: Tensor, targets: Tensor, masks: torch.Generator, step: int, rate: float) -> None:
         """Send a step, and note that its report is still to be read.
@@ -155,17 +162,22 @@ class Updates:
         self.sent.append(Sent(step, rate, len(targets), self._step.report()))
 
     def forget(self, step: int) -> int:
-        """Take back what was sent from a bad step on, which changed nothing; returns how many steps these are."""
+        """Take back what was sent from a bad step on, which changed nothing; returns how many steps these are.
+
+        The flag goes down behind them, so that steps sent from now on are taken again.
+        """
         undone = sum(sent.step >= step for sent in self.sent)
         for _ in range(undone):
             self.sent.pop()
         if self._step.ema is not None:
             self._step.ema.updates -= undone
+        self._step.bad.zero_()
         return undone
 
     def release(self) -> None:
         """Free the memory of the graphs; steps that follow are sent one operation at a time."""
         self.graphs = None
+        self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
 
     def _maskless(self, frames: Tensor, targets: Tensor) -> None:
         self._step.run(frames, targets, torch.Generator())  # of a task that draws no masks
@@ -182,7 +194,7 @@ class Updates:
         self._say(self._now, f"steps are not captured in CUDA graphs, and run one operation at a time: {reason}")
 
 
-class _Buffers:
+class Buffers:
     """Copies of a model's saved buffers, one tensor for each dtype, to put them back; a few launches for all."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -218,7 +218,7 @@ def _checkpoint_work(options: EnergyOptions) -> Work:
         )
     recipe = _changed(description.recipe, options)
     device = pick_device(options.device)
-    batches = recordings(recipe, options.part, options.samples, device)
+    batches = recordings(recipe, options.part, options.samples, device, description)
     setting = {
         "network": f"{description.model}, {path.parent.name}",
         "model": description.model,

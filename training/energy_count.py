@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import spikeloom
+from spikeloom.training.checkpoint import Description, check_classes
 from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.interrupt import watch
 from spikeloom.training.loop import autocast, decide
@@ -95,13 +96,20 @@ def count_over(work: Work, console: Console) -> Counted:
     return counted
 
 
-def recordings(recipe: Recipe, part: str, samples: int | None, device: torch.device) -> Batches:
+def recordings(
+    recipe: Recipe, part: str, samples: int | None, device: torch.device, trained: Description | None = None
+) -> Batches:
     """The recordings of a part ("test", "train" or "validation"), or `samples` of them, spread evenly.
 
+    trained: the checkpoint that they are for, if any.
+
     Raises:
-        ValueError: there is no validation part.
+        ValueError: there is no validation part, or the images have other classes than those of the training.
     """
-    return Batches(take(_part(recipe.data, part), samples), recipe.data, recipe.batch_size, device)
+    found = part_of(recipe.data, part)
+    if trained is not None:
+        check_classes(trained, found)
+    return Batches(take(found, samples), recipe.data, recipe.batch_size, device)
 
 
 def random_frames(
@@ -142,13 +150,18 @@ def says_of(data: Data, part: str) -> str:
     return f"{data.name}, {part} part: {source(data).says}"
 
 
-def _part(data: Data, part: str) -> Recordings:
+def part_of(data: Data, part: str) -> Recordings:
+    """The recordings of a part: "test", "train" or "validation".
+
+    Raises:
+        ValueError: there is no validation part.
+    """
     if part == "test":
         return load_test(data)
     train, held = load_train(data)
     found = train if part == "train" else held
     if found is None:
-        raise ValueError("The network was trained without a validation part; count on --part test or --part train.")
+        raise ValueError("The network was trained without a validation part. Pass --part test or --part train.")
     return found
 
 

@@ -16,6 +16,7 @@ from spikeloom.datasets import (
 )
 from spikeloom.datasets.frame_augment import one_operation_each
 from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
+from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
 
 MAX_CACHE_BYTES = 2 * 2**30
@@ -92,7 +93,8 @@ class EventFrames:
         """Counts (or 0 and 1) `[T, B, 2, H, W]`."""
         if self._frames is None:
             return bin_events(self._select(indices), self.data)
-        return self._frames[:, indices.to(self._frames.device)]
+        (place,) = sent([indices], self._frames.device)
+        return self._frames[:, place]
 
     def _select(self, indices: Tensor) -> PackedEvents:
         assert self._events is not None  # only stored frames come without, and they are always kept

@@ -84,7 +84,9 @@ class CudaRecorder:
         except (RuntimeError, ValueError) as error:
             torch.cuda.set_stream(main)
             generator.graphsafe_set_state(before)
-            raise CaptureError(_line(first or error)) from error
+            # an error that a local name holds would, by its traceback, keep this frame and the failed call's memory
+            reason, first = _line(first or error), None
+            raise CaptureError(reason) from error
         replay: Call = graph.replay
         return replay
 
@@ -108,6 +110,9 @@ class Replayed:
         recorder: makes a recorder, at the first call.
         failed: told once why a capture failed; what it raises is raised. From then on all calls run as they are.
         warmup: at least 1.
+
+    Attributes:
+        gave_up: whether a capture failed.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class Replayed:
         self._recorder: Recorder | None = None
         self._seen: Counter[Signature] = Counter()
         self._recordings: dict[Signature, _Recording] = {}
-        self._gave_up = False
+        self.gave_up = False
 
     @property
     def recorded(self) -> int:
@@ -134,7 +139,7 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor) -> None:
         """Call the function, or replay it."""
-        if self._gave_up:
+        if self.gave_up:
             self._function(*inputs)
             return
         if self._recorder is None:
@@ -154,7 +159,7 @@ class Replayed:
             replay = recorder.record(lambda: function(*buffers))
         except CaptureError as error:
             self._recordings.clear()
-            self._gave_up = True
+            self.gave_up = True
             self._failed(str(error))
         else:
             self._recordings[key] = _Recording(buffers, replay)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.models.classifier import Classifier
 from spikeloom.models.masked import reconstruction_loss
 from spikeloom.training.data import Batches, generator_for
-from spikeloom.training.device_step import DeviceStep, Judge, Say, Updates
+from spikeloom.training.device_step import Buffers, DeviceStep, Judge, Say, Updates
 from spikeloom.training.ema import Ema
 from spikeloom.training.finite import DivergedError, require_finite
 from spikeloom.training.graph import CudaRecorder
@@ -136,10 +137,14 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
         DivergedError: the loss or its gradient is not finite; the step is not taken.
     """
     judge = judge_of(training.recipe, training.device)
+    buffers = Buffers(training.model) if training.updates is None else None
     training.model.train()
+    if training.updates is not None and 0 < training.recipe.early_epochs == training.epoch:
+        training.updates.renew()  # graphs of fewer time steps
     began = time.perf_counter()
     for frames, targets in batches.shuffled(training.recipe.seed, training.epoch, training.batch):
-        _step(training, judge, frames, targets, len(batches))
+        with _early(training):
+            _step(training, judge, buffers, frames, targets, len(batches))
         training.step += 1
         training.batch += 1
         settle(training, left=1)  # while the device is busy with this step, the one before is read
@@ -152,6 +157,21 @@ def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
     training.epoch += 1
     training.batch = 0
     training.tally = Tally()
+
+
+@contextmanager
+def _early(training: Training) -> Iterator[None]:
+    """In the first epochs, if the recipe says so, the network runs for fewer time steps; saved it is as it will be."""
+    recipe, model = training.recipe, training.model
+    if training.epoch >= recipe.early_epochs:
+        yield
+        return
+    assert isinstance(model, Classifier)  # network.build sees to it
+    model.set_steps(recipe.early_steps)
+    try:
+        yield
+    finally:
+        model.set_steps(recipe.data.T)
 
 
 def settle(training: Training, left: int = 0) -> None:
@@ -200,26 +220,36 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
     return classify
 
 
-def _step(training: Training, judge: Judge, frames: Tensor, targets: Tensor, steps_per_epoch: int) -> None:
+def _step(
+    training: Training, judge: Judge, buffers: Buffers | None, frames: Tensor, targets: Tensor, steps_per_epoch: int
+) -> None:
     """One update; its loss and how many samples were classified correctly go to the tally, on a GPU by `settle`.
 
+    buffers: of the model; None: steps are sent ahead, and the device puts the buffers back itself.
+
     Raises:
-        DivergedError: before the update, because the loss or its gradient is not finite.
+        DivergedError: before the update, because the loss or its gradient is not finite; the buffers are put back.
     """
     rate = rate_of(training, training.step, steps_per_epoch)
     masks = generator_for(training.recipe.seed, _MASKS, training.epoch, training.batch)
     if training.updates is not None:
         training.updates.send(frames, targets, masks, training.step, rate)
         return
+    assert buffers is not None
     optimizer = training.optimizer
     set_rate(optimizer, rate)
+    buffers.keep()
     loss, correct = judge(training.model, frames, targets, masks)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     # without a limit a finite gradient is multiplied by 1
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.recipe.optim.clip_norm or math.inf)
     value, size = torch.stack((loss.detach().double(), norm.double())).tolist()
-    require_finite(value, size, training.step, rate)
+    try:
+        require_finite(value, size, training.step, rate)
+    except DivergedError:
+        buffers.restore(torch.ones((), device=training.device))
+        raise
     optimizer.step()
     if training.ema is not None:
         training.ema.update()

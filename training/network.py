@@ -28,6 +28,8 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
         _check_kind(recipe)
         module = rebuild(recipe, {**recipe.model_args, "num_classes": 0, "T": 1})
     _check_size(network_of(module), recipe)
+    if recipe.early_epochs:
+        _check_early(module, recipe)
     if recipe.recompute:
         _recompute(network_of(module), recipe.model)
     return module
@@ -80,6 +82,14 @@ def from_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tu
         f"{', '.join(sorted({name.partition('.')[0] for name in outer}))}; fresh: {', '.join(head) or 'nothing'}"
     )
     return {**inner, **head}, says
+
+
+def _check_early(module: nn.Module, recipe: Recipe) -> None:
+    if not (isinstance(module, Classifier) and source(recipe.data).of_images):
+        raise ValueError(
+            f"The recipe has early_epochs={recipe.early_epochs}, in which images are shown for fewer steps; expected a "
+            f"classifier of images, got a {type(module).__name__} and {recipe.data.name}. Pass --early-epochs 0."
+        )
 
 
 def _recompute(network: nn.Module, name: str) -> None:

@@ -205,6 +205,10 @@ class Recipe:
     """task=reconstruct: how much is hidden, and the decoder."""
     epochs: int = 15
     """Passes over the training recordings."""
+    early_epochs: int = 0
+    """Images: in the first so many epochs the network runs for early_steps time steps only, so these take less time."""
+    early_steps: int = 1
+    """Time steps of the first early_epochs epochs. No weight depends on their number."""
     batch_size: int = 64
     """Recordings per step."""
     bf16: bool = True
@@ -226,6 +230,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self, "epochs", self.epochs >= 1, ">= 1")
         _check(self, "batch_size", self.batch_size >= 1, ">= 1")
+        _check(self, "early_epochs", 0 <= self.early_epochs <= self.epochs, f"0 to epochs={self.epochs}")
+        _check(self, "early_steps", self.early_steps >= 1, ">= 1")
         _check(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
         _check(self, "seed", self.seed >= 0, ">= 0")
         if self.task == "reconstruct" and self.data.T != 1:

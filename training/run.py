@@ -27,6 +27,7 @@ from spikeloom.models.files import load_weights, read_weights
 from spikeloom.training import network, snapshot
 from spikeloom.training.checkpoint import (
     Description,
+    check_classes,
     find_checkpoint,
     read_description,
     read_state,
@@ -51,7 +52,7 @@ from spikeloom.training.loop import (
 )
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 from spikeloom.training.recipes import get_recipe
-from spikeloom.training.sources import Recordings, check_augment, source
+from spikeloom.training.sources import Recordings, check_augment, classes_of, source
 
 RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
 
@@ -87,7 +88,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Session:
-    """What stays the same during a run: where it writes, what it trains on."""
+    """What stays the same during a run: where it writes, what it trains on, and what its labels are called."""
 
     recipe: Recipe
     folder: Path
@@ -96,6 +97,7 @@ class Session:
     log: RunLog
     train: Batches
     validation: Batches | None
+    classes: tuple[str, ...] | None
 
 
 def fit(
@@ -170,18 +172,21 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool, console: Console) -> li
     """The stages that are left of a run, the last one first. Writes nothing."""
     _check_folder(recipe, folder, resume)
     check_augment(recipe.augment, recipe.data)
-    first = _first_stage(recipe) if find_checkpoint(folder) is None else None
+    begun = find_checkpoint(folder)
+    first = _first_stage(recipe) if begun is None else None
     torch.manual_seed(recipe.seed)
     model = network.build(recipe, source(recipe.data).num_classes)
     if recipe.init is not None:
         _initialise(model, Path(recipe.init), console)
     train, validation = load_train(recipe.data)
+    if begun is not None:
+        check_classes(read_description(begun), train)
     stage = Stage(recipe, folder, model, train, validation, torch.get_rng_state())
     _try_out(stage)
     if first is None or _is_finished(first, folder / PRETRAIN):
         return [stage]
-    begun = (folder / PRETRAIN / RECIPE).exists()
-    return [stage, *_prepare(first, folder / PRETRAIN, begun, console)]
+    resumed = (folder / PRETRAIN / RECIPE).exists()
+    return [stage, *_prepare(first, folder / PRETRAIN, resumed, console)]
 
 
 def _try_out(stage: Stage) -> None:
@@ -233,6 +238,7 @@ def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> 
         log,
         Batches(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
         None if stage.validation is None else Batches(stage.validation, recipe.data, recipe.batch_size, device),
+        classes_of(stage.train),
     )
     _announce(training, session)
     if checkpoint is not None:
@@ -375,7 +381,8 @@ def _epoch_values(training: Training, session: Session, tally: Tally) -> dict[st
 def save(training: Training, session: Session) -> Path:
     """Write a checkpoint of the training as it stands."""
     config = model_config(network.network_of(training.model))
-    description = Description(session.recipe.model, config, session.recipe, training.step, training.epoch)
+    step, epoch = training.step, training.epoch
+    description = Description(session.recipe.model, config, session.recipe, step, epoch, session.classes)
     state = snapshot.take(training, session.train.recordings)
     return save_checkpoint(session.folder, description, snapshot.weights_of(training), state)
 

@@ -50,7 +50,13 @@ def restore(
 
     Raises:
         CheckpointError: the saved state is of another model, or the training part has another size now.
+        ValueError: the training has taken steps; its graphs, if any, would go on with the optimizer's state of before.
     """
+    if training.step or training.epoch or (training.updates is not None and training.updates.sent):
+        raise ValueError(
+            f"restore got a training after step {training.step}; expected one before its first step. Make one with "
+            "start(...)."
+        )
     try:
         progress = state["progress"]
         if progress["recordings"] != recordings:

@@ -144,6 +144,11 @@ def make_rand_augment(augment: Augment, found: Source) -> RandAugment | None:
     return RandAugment.parse(augment.rand_augment, operations=kept, mean=found.mean, interpolation="bicubic")
 
 
+def classes_of(recordings: Recordings) -> tuple[str, ...] | None:
+    """Names of the classes by label where the files say them; None: they are the data set's own."""
+    return recordings.classes if isinstance(recordings, ImageFiles) else None
+
+
 def take(recordings: Recordings, limit: int | None) -> Recordings:
     """`limit` recordings, spread evenly; None: all."""
     if limit is None or limit >= len(recordings):

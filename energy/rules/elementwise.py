@@ -183,9 +183,17 @@ def count_norm(run: Run, x: Tensor, mark: Mark, name: str | None = None) -> None
     """Note a batch normalisation of x; whether it folds is known when the pass ends."""
     site = run.site(name or place_name(run, "batch_norm"), "batchnorm")
     rows = lead_rows(run, x)
+    if rows.lead == "step" and _all_steps(x, mark):  # of one sample, [1, rows, C] looks like a single step
+        rows = Rows("whole", 1)
     add_call(site, rows, {}, dense={"elements": x.numel() // rows.count})
     site.facts.setdefault("origins", []).append(mark.origin)
     site.facts["aux"] = True
+
+
+def _all_steps(x: Tensor, mark: Mark) -> bool:
+    """Is x all that a linear operation wrote, in a call for all steps?"""
+    calls = [] if mark.origin is None else mark.origin.site.open[-1:]
+    return any(c.rows.lead == "multi" and c.dense["out_numel"] * c.rows.count == x.numel() for c in calls)
 
 
 # --- pools --------------------------------------------------------------------------------------------------------

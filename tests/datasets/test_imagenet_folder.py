@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_a_file_that_is_no_image_is_named(content: bytes | None, tmp_path: Path)
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
     with pytest.raises(UnreadableImageError, match=re.escape(str(path))):
         read_image_folder(root).read(0)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("read", [read_image_folder, read_imagenet])
+def test_a_root_that_does_not_exist_is_told(read: Callable[..., ImageFiles], part: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"/nothing does not exist\. Pass .* holds train/ .* --root\."):
+        read(tmp_path / "nothing", part)
 
 
 def test_missing_folders_and_images_are_told(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_cifar10_records(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(1, 6):
         (folder / f"data_batch_{number}.bin").write_bytes(records((number,), (9,)))
-    with pytest.raises(ValueError, match=r"data_batch_1.bin is 6,146 bytes long; expected 30,730,000"):
+    with pytest.raises(ValueError, match=r"is 6,146 bytes long; expected 30,730,000 .*--data.allow-partial"):
         cifar10(tmp_path)
     images = cifar10(tmp_path, allow_partial=True)
     assert images.images.shape == (10, 3, 32, 32)
@@ -118,6 +118,12 @@ def test_cifar10_records(tmp_path: Path) -> None:
     assert images.images[1, :, 0, 1].tolist() == [255, 255, 255]
     assert images.images[1, :, 1, 0].tolist() == [11, 21, 31]
     assert images.says == "CIFAR-10 train: 10 images, partial: 50,000 are published"
+
+
+@pytest.mark.parametrize("read", [mnist, fashion_mnist, cifar10, cifar100])
+def test_a_root_that_does_not_exist_is_told(read: Callable[..., Images], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"/nothing does not exist\. Pass the one that holds .* as --root\."):
+        read(tmp_path / "nothing")
 
 
 def test_cifar10_of_full_size(tmp_path: Path) -> None:
@@ -130,7 +136,7 @@ def test_cifar10_of_full_size(tmp_path: Path) -> None:
 def test_missing_batches_are_listed(tmp_path: Path) -> None:
     (tmp_path / "data_batch_2.bin").write_bytes(records((1,)))
     with pytest.raises(
-        FileNotFoundError, match=r"data_batch_1.bin, data_batch_3.*of 30,730,000 bytes.*kriz/cifar.*allow"
+        FileNotFoundError, match=r"data_batch_1.bin, data_batch_3.*of 30,730,000 bytes.*kriz/cifar.*--data.allow-p"
     ):
         cifar10(tmp_path)
     assert cifar10(tmp_path, allow_partial=True).labels.tolist() == [1]

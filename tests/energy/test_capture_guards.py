@@ -153,3 +153,34 @@ def test_batches_with_and_without_a_loop_outside_in_one_run() -> None:
                 net(step)
     layer = run.counts().layers[0]
     assert layer.sop[:, :3].tolist() == layer.sop[:, 3:].tolist() == (2 * x.sum(-1)).int().tolist()
+
+
+class Rows(nn.Module):
+    """Linear, then a normalisation of all its rows `[1, T B N, C]`, or, `by_step`, of `[B, N, C]` step by step."""
+
+    def __init__(self, by_step: bool = False) -> None:
+        super().__init__()
+        self.lin, self.norm, self.by_step = nn.Linear(6, 4, bias=False), _Channels(4), by_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.lin(x)
+        if self.by_step:
+            return torch.stack([self.norm(step) for step in y])
+        return self.norm(y.flatten(0, 2).unsqueeze(0)).view(y.shape)
+
+
+class _Channels(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view(x.shape)
+
+
+@pytest.mark.parametrize("by_step", [False, True], ids=["all steps", "step by step"])
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("sizes", [(2,), (1,), (2, 1), (1, 2)], ids=str)
+def test_a_normalisation_of_one_sample_is_no_single_step(by_step: bool, T: int, sizes: tuple[int, ...]) -> None:
+    net = Rows(by_step).eval()
+    with torch.no_grad(), count(net, strict=True) as run:
+        for B in sizes:
+            net(spikes(T, B, 8, 6))
+    (norm,) = run.counts().of(NormCount)
+    assert (norm.elements, norm.folds_into) == (8 * 4, "lin")

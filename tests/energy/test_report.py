@@ -80,6 +80,20 @@ def test_random_input_gets_no_verdict(build: Build) -> None:
     assert "Random input. These numbers say nothing" in text_of(report)
 
 
+def test_a_silent_network_is_not_set_against_an_ann(build: Build) -> None:
+    counts = build()
+    neurons = counts.of(NeuronCount)
+    for neuron in neurons[1:]:
+        neuron.spikes[:] = 0
+    assert verdict(Report(counts)).tone == "less"  # one still fires
+    neurons[0].spikes[:] = 0
+    report = Report(counts)
+    assert verdict(report).tone == ""
+    assert "the network is silent" in verdict(report).text
+    assert "as an ANN" not in headline(report)
+    assert "less energy" not in text_of(report)
+
+
 def test_the_layer_tree(build: Build) -> None:
     report = Report(build())
     root = report.tree()

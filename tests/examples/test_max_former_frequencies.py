@@ -67,9 +67,21 @@ def test_white_noise_is_flat_and_four_fifths_lie_above(example: ModuleType) -> N
     assert example.share(spectrum) == pytest.approx(0.805, abs=0.01)
 
 
-def test_maps_without_structure_are_refused(example: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"constant: no neuron .* more --epochs"):
-        example.share(example.power(torch.full((2, 8, 8), 0.1)))
+@pytest.mark.parametrize("value", [0.1, 0.0])
+def test_maps_without_structure_have_no_share(value: float, example: ModuleType) -> None:
+    found = example.spectrum_of(example.power(torch.full((2, 8, 8), value)))
+    assert math.isnan(found["share"])
+    assert example.without_nan(found) == {
+        "cycles_per_pixel": [0.125, 0.25, 0.375, 0.5],
+        "db": [None] * 4,
+        "share": None,
+    }
+
+
+@pytest.mark.parametrize("limit", [1, 3, 700, 999])
+def test_a_limit_is_kept(limit: int, example: ModuleType) -> None:
+    images, labels = example.digits("test", limit)
+    assert len(images) == len(labels) == limit
 
 
 def test_average_pooling_is_the_filter_that_it_is(example: ModuleType) -> None:
@@ -135,3 +147,33 @@ def test_settings_that_train_nothing_are_refused(example: ModuleType, capsys: py
     with pytest.raises(SystemExit):
         example.arguments(["--epochs", "0"])
     assert "--epochs 0 --seeds 1: expected at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        example.arguments(["--limit", "0"])
+    assert "--limit 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_a_silent_network_is_measured_too(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    small = example.in_space(maps=20)
+    build = example.build
+
+    def silent(*given: Any) -> nn.Module:
+        model = build(*given)
+        for norm in model.modules():
+            if isinstance(norm, NormNeuron | nn.BatchNorm1d | nn.BatchNorm2d):
+                nn.init.zeros_(norm.weight)
+        return model
+
+    monkeypatch.setattr(example, "build", silent)
+    monkeypatch.setattr(example, "train", lambda model, *_: model.eval())
+    monkeypatch.setattr(example, "in_space", lambda: small)
+    out, picture = tmp_path / "numbers.json", tmp_path / "picture.png"
+    options = ["--limit", "20", "--width", "16", "--runs", str(tmp_path / "runs"), "--picture", str(picture)]
+    assert example.main([*options, "--out", str(out)]) == 0
+    assert "-: constant maps" in capsys.readouterr().out
+    assert picture.stat().st_size > 0
+    text = out.read_text("utf-8")
+    assert "NaN" not in text
+    assert json.loads(text)["variants"]["max"][0]["points"]["3 out"]["share"] is None

@@ -1,17 +1,20 @@
-"""Steps sent ahead, and graphs, on a CPU: a recorder that stands for CUDA's, and a training that uses it."""
+"""Steps sent ahead, and graphs, on a CPU: a recorder that stands for CUDA's, a training that uses it, and its data."""
 
 from __future__ import annotations
+
+from collections import deque
 
 import torch
 from torch import Tensor, nn
 
-from spikeloom.training import Recipe, loop
+from spikeloom.training import Optim, Recipe, loop
 from spikeloom.training.device_step import DeviceStep, Say, Updates
 from spikeloom.training.graph import Call, CaptureError
-from spikeloom.training.loop import Training, judge_of
+from spikeloom.training.loop import Training, judge_of, train_epoch
 from spikeloom.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
+OPTIM = Optim(lr=1e-2, warmup_epochs=0.5, clip_norm=0.5)
 
 
 class PretendedRecorder:
@@ -59,3 +62,50 @@ class ListedBatches:
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
         return self.batches[start:]
+
+
+class Net(nn.Module):
+    """Frames `[T, B, 6]` -> logits `[T, B, 4]`, with a normalisation and a weight that lies channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(2, 8, 1, bias=False), nn.BatchNorm1d(24), nn.Linear(24, 4)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        T, B = frames.shape[:2]
+        x = self.first(frames.reshape(T * B, 2, 1, 3)).flatten(1)
+        return self.last(torch.tanh(self.norm(x))).unflatten(0, (T, B))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def batches(sizes: tuple[int, ...], spoiled: int | None = None) -> ListedBatches:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number, B in enumerate(sizes):
+        frames = torch.randn(3, B, 6, generator=generator)
+        made.append((frames / 0.0 if number == spoiled else frames, torch.arange(B) % 4))
+    return ListedBatches(made)
+
+
+def train(training: Training, data: ListedBatches, epochs: int = 1) -> list[float]:
+    """Mean losses of the epochs."""
+    found = []
+    for _ in range(epochs):
+        tally = training.tally  # of the epoch that begins; complete once it has ended
+        deque(train_epoch(training, data), maxlen=0)  # type: ignore[arg-type]
+        found.append(tally.mean_loss)
+    return found
+
+
+def tensors(training: Training) -> dict[str, Tensor]:
+    """All that a step changes."""
+    found = {f"model.{name}": value for name, value in training.model.state_dict().items()}
+    if training.ema is not None:
+        found |= {f"ema.{name}": value for name, value in training.ema.weights.items()}
+    for number, values in training.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+    return {name: value.clone() for name, value in found.items()}

@@ -66,6 +66,16 @@ def stack(batches: Batches) -> tuple[Tensor, Tensor]:
     return torch.cat(frames, dim=1), torch.cat(labels)
 
 
+@pytest.mark.parametrize(("wrong", "found"), [(10, "0 to 10"), (-1, "-1 to 9")], ids=["above", "below"])
+def test_a_label_that_is_no_class_is_refused(packed: PackedEvents, tiny: Recipe, wrong: int, found: str) -> None:
+    labels = labels_of(packed).clone()
+    labels[7] = wrong
+    with pytest.raises(
+        ValueError, match=rf"nmnist has labels from {found}; expected 0 to 9\. Check the data set's files"
+    ):
+        Batches(packed.with_labels(labels), tiny.data, 8, CPU)
+
+
 @pytest.mark.parametrize("augment", [Augment(), Augment(shift_px=2)])
 def test_kept_frames_are_the_same_as_binned_ones(
     packed: PackedEvents, tiny: Recipe, augment: Augment, monkeypatch: pytest.MonkeyPatch

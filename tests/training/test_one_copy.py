@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeloom.datasets import Images, flip_images, random_crop, random_erase
 from spikeloom.training import Augment, Data
 from spikeloom.training.data import Batches
 from spikeloom.training.data import generator_for as seeded
+from spikeloom.training.frame_store import StoredFrames
 from spikeloom.training.mixing import mix
 from spikeloom.training.one_copy import sent
 from spikeloom.training.sources import make_rand_augment, source
@@ -65,6 +69,34 @@ def test_no_value_of_the_device_is_read(augment: Augment) -> None:
     # a tensor of the meta device has no values: reading one, or a shape that depends on one, raises
     x, targets = next(Batches(pictures(), DATA, 16, torch.device("meta"), augment).shuffled(0, 0))
     assert (x.shape, x.device.type, targets.device.type) == ((16, 3, 32, 32), "meta", "meta")
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses a copy from the host to another device that the host would wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and options.get("device", args[0].device) != args[0].device:
+            assert options.get("non_blocking"), f"{tuple(args[0].shape)} is copied while the host waits"
+        return func(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("augment", "waits"),
+    [
+        (Augment(), False),
+        (Augment(mixup=0.5, cutmix=1.0), False),
+        (Augment(shift_px=2, flip=0.5, frame_op=True, mixup=0.5), True),
+    ],
+    ids=["nothing", "mixed", "moved"],
+)
+def test_no_value_of_the_device_is_read_for_kept_frames(augment: Augment, waits: bool) -> None:
+    frames = torch.zeros(24, 4, 2, 16, 16, dtype=torch.uint8)
+    data = Data("dvs_gesture", T=4, split="number", encoding="count")
+    batches = Batches(StoredFrames(frames, torch.arange(24) % 11), data, 8, torch.device("meta"), augment)
+    with nullcontext() if waits else _NoWaiting():
+        for x, targets in [*batches.shuffled(0, 0), *batches.in_order()]:
+            assert (x.shape, x.device.type, targets.device.type) == ((4, 8, 2, 16, 16), "meta", "meta")
 
 
 def test_tensors_of_all_kinds_are_sent_in_one_copy() -> None:

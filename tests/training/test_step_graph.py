@@ -7,7 +7,6 @@ import io
 import json
 import signal
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +17,20 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from spikeloom_tests.training.pretended_graphs import CPU, ListedBatches, PretendedRecorder, ahead
-from torch import Tensor, nn
+from spikeloom_tests.training.pretended_graphs import (
+    CPU,
+    OPTIM,
+    PretendedRecorder,
+    ahead,
+    batches,
+    net,
+    tensors,
+    train,
+)
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.training import Data, Loss, Optim, Recipe, Result, TrainingInterrupted, fit, run, snapshot
+from spikeloom.training import Data, Loss, Recipe, Result, TrainingInterrupted, fit, run, snapshot
 from spikeloom.training.checkpoint import read_description, read_state, require_checkpoint
 from spikeloom.training.finite import DivergedError
 from spikeloom.training.graph import Replayed, signature
@@ -30,55 +38,6 @@ from spikeloom.training.log import RunLog
 from spikeloom.training.loop import Training, check_graph, graph_obstacle, settle, start, train_epoch
 from spikeloom.training.optim import in_memory_as, load_optimizer_state, make_optimizer, optimizer_state
 from spikeloom.training.recipe import read_recipe
-
-OPTIM = Optim(lr=1e-2, warmup_epochs=0.5, clip_norm=0.5)
-
-
-class Net(nn.Module):
-    """Frames `[T, B, 6]` -> logits `[T, B, 4]`, with a normalisation and a weight that lies channels-last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.last = nn.Conv2d(2, 8, 1, bias=False), nn.BatchNorm1d(24), nn.Linear(24, 4)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        T, B = frames.shape[:2]
-        x = self.first(frames.reshape(T * B, 2, 1, 3)).flatten(1)
-        return self.last(torch.tanh(self.norm(x))).unflatten(0, (T, B))
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-def batches(sizes: tuple[int, ...], spoiled: int | None = None) -> ListedBatches:
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for number, B in enumerate(sizes):
-        frames = torch.randn(3, B, 6, generator=generator)
-        made.append((frames / 0.0 if number == spoiled else frames, torch.arange(B) % 4))
-    return ListedBatches(made)
-
-
-def train(training: Training, data: ListedBatches, epochs: int = 1) -> list[float]:
-    """Mean losses of the epochs."""
-    found = []
-    for _ in range(epochs):
-        tally = training.tally  # of the epoch that begins; complete once it has ended
-        deque(train_epoch(training, data), maxlen=0)  # type: ignore[arg-type]
-        found.append(tally.mean_loss)
-    return found
-
-
-def tensors(training: Training) -> dict[str, Tensor]:
-    """All that a step changes."""
-    found = {f"model.{name}": value for name, value in training.model.state_dict().items()}
-    if training.ema is not None:
-        found |= {f"ema.{name}": value for name, value in training.ema.weights.items()}
-    for number, values in training.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    return {name: value.clone() for name, value in found.items()}
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["replayed", "eager"])
@@ -378,6 +337,7 @@ def test_released_graphs_are_gone_at_once_and_steps_go_on() -> None:
     graphs = weakref.ref(training.updates.graphs)
     training.updates.release()
     assert graphs() is None  # no cycle keeps model and memory until the collector runs
+    assert all(p.grad is None for p in training.model.parameters())  # a replay's lie in the memory of the graph
     train(training, data)
     assert (training.step, recorder.aside_calls, recorder.replays) == (10, 3, 2)
 

@@ -210,7 +210,12 @@ def test_memory_is_free_again() -> None:
     assert recorded(training) == 2
     assert torch.cuda.memory_reserved() - before > 250e6
     assert training.updates is not None
+    held, weights = torch.cuda.memory_allocated(), sum(p.nbytes for p in training.model.parameters())
     training.updates.release()
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert held - torch.cuda.memory_allocated() > 0.9 * weights  # the gradients of the last replay
+    assert torch.cuda.memory_reserved() - before < 4 * weights + 120e6
     del training
     gc.collect()
     torch.cuda.empty_cache()

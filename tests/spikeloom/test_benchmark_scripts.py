@@ -1,0 +1,142 @@
+"""benchmarks/models.py, attention.py and epoch.py: their options, and races on the CPU with small stand-ins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script, which finds its neighbours as it does when it is run."""
+    sys.path.append(str(BENCHMARKS))
+    try:
+        yield import_module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+Script = Callable[[str], ModuleType]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("models", ["race", "maxformer_cifar", "--only", "spikeloom,spiking"], "--only has spiking; expected some of"),
+        (
+            "models",
+            ["race", "maxformer_cifar", "--modes", "train,test"],
+            "--modes has test; expected some of train,inf",
+        ),
+        ("models", ["start", "maxformer_cifar", "--modes", "infer"], "expected some of train for start"),
+        ("models", ["budget", "maxformer_cifar", "--device", "cpu"], "expected --device cuda"),
+        ("models", ["race", "maxformer_cifar", "--device", "cpu", "--only", "spikeloom graph"], "on cpu"),
+        ("attention", ["--only", "block"], "--only has block; expected some of spikeloom,spikingjelly,spikeloom gr"),
+        (
+            "attention",
+            ["--device", "cpu", "--only", "spikeloom graph"],
+            "expected some of spikeloom,spikingjelly on cpu",
+        ),
+        ("attention", ["--dtypes", "float16"], "--dtypes has float16"),
+    ],
+)
+def test_options_that_are_refused(
+    script: Script, name: str, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script(name)._options(given)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_runs_by_default(script: Script) -> None:
+    options = script("models")._options
+    names = ["spikeloom", "spikeloom graph", "spikingjelly", "spikingjelly compiled", "spikingjelly fp32 state"]
+    assert options(["race", "maxformer_cifar"]).only.split(",") == names
+    assert options(["race", "maxformer_cifar"]).modes == "train,infer"
+    assert options(["race", "maxformer_cifar", "--dtype", "float32"]).only.split(",") == names[:4]
+    assert options(["race", "maxformer_cifar", "--only", "spikingjelly graph"]).only == "spikingjelly graph"
+    start = options(["start", "maxformer_cifar", "--device", "cpu"])
+    assert (start.only, start.modes) == ("spikeloom,spikingjelly,spikingjelly compiled", "train")
+
+
+def test_a_race_goes_on_without_what_fails(script: Script) -> None:
+    step = script("_steps").Step
+
+    def broken() -> Any:
+        raise RuntimeError("no such thing")
+
+    found = script("_contest").contest({"a": lambda: step(lambda: None), "b": broken}, CPU, 3)
+    assert found["a"]["eager"]["repetitions"] == 3
+    assert found["b"] == {"failure": "RuntimeError: no such thing"}
+
+
+def test_what_finds_no_memory_beside_the_others_is_timed_alone(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    contest, steps = script("_contest"), script("_steps")
+    held: list[str] = []
+
+    class Held:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            held.append(name)
+
+        def __del__(self) -> None:
+            held.remove(self.name)
+
+    def maker(name: str) -> Callable[[], Any]:
+        def make() -> Any:
+            def call() -> None:
+                if name == "large" and len(held) > 1:
+                    raise torch.OutOfMemoryError("large")
+
+            return steps.Step(call, keep=Held(name))
+
+        return make
+
+    def built(make: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, Any]]:
+        assert not held  # nothing else is built
+        return make(), {"peak_mib": 1.0}
+
+    race = contest.race
+    monkeypatch.setattr(contest, "race", lambda jobs, device, repetitions: race(jobs, CPU, repetitions))
+    monkeypatch.setattr(contest, "built", built)
+    monkeypatch.setattr(contest, "free", lambda device: None)
+    found = contest.contest({name: maker(name) for name in ("small", "large")}, torch.device("cuda"), 3)
+    assert not held
+    assert all(row["peak_mib"] == 1.0 and "eager" in row and "failure" not in row for row in found.values())
+    assert ("timed_alone" in found["small"], found["large"]["timed_alone"]) == (False, True)
+
+
+def test_memory_is_shown_where_it_was_measured(script: Script) -> None:
+    models, case = script("models"), script("_networks").Case("maxformer_cifar", "train", 4, 128)
+    found: dict[str, Any] = {"eager": {"median": 10.0}}
+    assert models._short(case, found) == "10.0 ms, 12800 img/s"
+    assert models._short(case, found | {"peak_mib": 512.0}) == "10.0 ms, 12800 img/s, 0.50 GiB"
+
+
+def test_a_peer_is_trained_with_contiguous_weights(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = script("epoch")
+
+    class Small(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(4, 4, 3)
+
+    monkeypatch.setattr(epoch, "Peer", Small)
+    recipe = epoch.replace(epoch.get_recipe("cifar10_10min"), ema=None)
+    peer = Small()
+    weight, training = peer.weight, epoch.begun(recipe, peer, CPU)
+    assert training.model.weight is weight
+    assert weight.is_contiguous()
+    ours = epoch.begun(recipe, nn.Conv2d(4, 4, 3), CPU).model.weight
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert not ours.is_contiguous()
