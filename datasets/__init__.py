@@ -18,6 +18,10 @@ from spikeloom.datasets.augment import (
     shift_frames,
     time_jitter,
 )
+from spikeloom.datasets.bible_text import king_james
+from spikeloom.datasets.bpe_tokenizer import BPETokenizer, check_neox_20b
+from spikeloom.datasets.byte_tokenizer import ByteTokenizer
+from spikeloom.datasets.character_tokenizer import CharacterTokenizer, clean_prompt
 from spikeloom.datasets.cifar10_dvs import CIFAR10DVS, read_aedat2
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
 from spikeloom.datasets.events import Events
@@ -42,28 +46,43 @@ from spikeloom.datasets.image_augment import (
 from spikeloom.datasets.image_files import ImageFiles, read_image_folder
 from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
+from spikeloom.datasets.indexed import IndexedTokens, write_indexed
 from spikeloom.datasets.mnist5k import MNIST5k, saccade_mnist
 from spikeloom.datasets.nmnist import NMNIST, read_bin, write_bin
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.rand_augment import RandAugment
 from spikeloom.datasets.saccades import SaccadeConfig, render_saccades
+from spikeloom.datasets.text import read_text, read_tokens, split_tokens
+from spikeloom.datasets.text_windows import IGNORED, TextWindows
+from spikeloom.datasets.token_ids import Tokenizer, check_tokens
+from spikeloom.datasets.tokenizer_folder import load_tokenizer
 
 __all__ = [
     "CIFAR10DVS",
+    "IGNORED",
     "NMNIST",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
     "DVSGesture",
     "EventClips",
     "Events",
     "EventsFromImages",
     "ImageFiles",
     "Images",
+    "IndexedTokens",
     "MNIST5k",
     "PackedEvents",
     "RandAugment",
     "SaccadeConfig",
+    "TextWindows",
+    "Tokenizer",
     "augment_frames",
+    "check_neox_20b",
+    "check_tokens",
     "cifar10",
     "cifar100",
+    "clean_prompt",
     "collate",
     "cutmix",
     "fashion_mnist",
@@ -72,6 +91,8 @@ __all__ = [
     "frames_by_count",
     "frames_by_time",
     "frames_by_window",
+    "king_james",
+    "load_tokenizer",
     "mixup",
     "mnist",
     "one_hot_smoothed",
@@ -87,11 +108,15 @@ __all__ = [
     "read_bin",
     "read_image_folder",
     "read_imagenet",
+    "read_text",
+    "read_tokens",
     "render_saccades",
     "saccade_mnist",
     "shift_frames",
+    "split_tokens",
     "time_jitter",
     "to_binary",
     "voxel_grid",
     "write_bin",
+    "write_indexed",
 ]
