@@ -61,8 +61,8 @@ class WKV(Neuron):
     def forward(self, *inputs: Tensor, state: tuple[Tensor, ...] | None = None, return_state: bool = False) -> Any:
         """All tokens; see `Neuron.forward`. o has no gradient."""
         values = self.runtime()
-        params = values["time_decay"], values["time_first"]
-        if self.backend in ("auto", "cuda") and len(inputs) == 2 and takes(*inputs, *params, state):
-            y, end = weighted_means(*inputs, *params, state)
+        given: Any = (*inputs, values["time_decay"], values["time_first"], state)
+        if self.backend in ("auto", "cuda") and len(inputs) == 2 and takes(*given):
+            y, end = weighted_means(*given)
             return (y, end) if return_state else y
         return super().forward(*inputs, state=state, return_state=return_state)

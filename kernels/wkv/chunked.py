@@ -73,11 +73,7 @@ def takes(k: Any, v: Any, time_decay: Any, time_first: Any, state: Any) -> bool:
 def _plain_of(shape: torch.Size, like: Tensor, *tensors: Any) -> bool:
     """Whether these are floating-point tensors of a shape, on the device of `like`."""
     return all(
-        isinstance(t, Tensor)
-        and is_plain(t)
-        and t.shape == shape
-        and t.is_floating_point()
-        and t.device == like.device
+        isinstance(t, Tensor) and is_plain(t) and t.shape == shape and t.is_floating_point() and t.device == like.device
         for t in tensors
     )
 

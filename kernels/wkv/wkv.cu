@@ -19,8 +19,8 @@ struct Arguments {
 struct State { real p, q, o; };
 struct Weights { real past, present, o; };
 
-// e^(past - o) and e^(present - o) for o = max(past, present): one of them is 1. exp is the GPU's own: of exponents <= 0
-// its error is about 1e-7 of the larger weight.
+// e^(past - o) and e^(present - o) for o = max(past, present): one of them is 1. exp is the GPU's own: as exponents are
+// <= 0, its error is about 1e-7 of the larger weight.
 LOOM_INLINE Weights weigh(real past, real present) {
     const real gap = past - present, less = loom_quick_exp(-loom_abs(gap));
     const bool older = gap >= 0;
@@ -60,7 +60,9 @@ LOOM_INLINE bool find(const Arguments& a, int chunks, Walk& here) {
     here.w = decay_of(a, c), here.u = a.time_first[c];
     return true;
 }
-LOOM_INLINE real* slot(const Arguments& a, real* of, long long row, index_t lane) { return of + row * 3 * a.lanes + lane; }
+LOOM_INLINE real* slot(const Arguments& a, real* of, long long row, index_t lane) {
+    return of + row * 3 * a.lanes + lane;
+}
 LOOM_INLINE State read_state(const Arguments& a, const real* at) {
     const State s = {at[0], at[a.lanes], at[2 * (long long)a.lanes]};
     return s;
@@ -69,7 +71,7 @@ LOOM_INLINE void write_state(const Arguments& a, real* at, const State& s) {
     at[0] = s.p, at[a.lanes] = s.q, at[2 * (long long)a.lanes] = s.o;
 }
 
-// STEPS tokens as they lie in memory; `count` of them exist, none if it is not positive. All loads are under way at once.
+// STEPS tokens as they lie in memory; `count` of them exist, none if it is negative. All loads are under way at once.
 struct Batch { io e[STEPS]; };
 LOOM_INLINE void fetch(Batch& to, const io* from, index_t stride, int count) {
 #pragma unroll
@@ -126,7 +128,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) wkv_scan(const A
 
 // Forward, third: every chunk from its true state.
 template <bool WHOLE>
-LOOM_INLINE void replay(const Arguments& a, const Walk& here, State& s, const Batch& k, const Batch& v, long long at, int left) {
+LOOM_INLINE void replay(
+    const Arguments& a, const Walk& here, State& s, const Batch& k, const Batch& v, long long at, int left
+) {
 #pragma unroll
     for (int j = 0; j < STEPS; ++j) {
         if (!WHOLE && j >= left) break;
@@ -158,7 +162,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) wkv_replay(const
 // fade * gp + add_p and fade * gq + add_q. Forward in time; keeps the state in front of every batch for the third pass.
 struct Slope { real fade, add_p, add_q; };
 template <bool WHOLE>
-LOOM_INLINE void gather(const Walk& here, State& s, Slope& to, const Batch& k, const Batch& v, const Batch& grad, int left) {
+LOOM_INLINE void gather(
+    const Walk& here, State& s, Slope& to, const Batch& k, const Batch& v, const Batch& grad, int left
+) {
 #pragma unroll
     for (int j = 0; j < STEPS; ++j) {
         if (!WHOLE && j >= left) break;
@@ -223,7 +229,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) wkv_scan_back(co
 // from the one kept in front of it.
 struct Adjoint { real gp, gq, decay, first; };  // decay and first: sums of the gradients of w and u
 LOOM_INLINE void retrace(
-    const Arguments& a, const Walk& here, Adjoint& to, const State& before, long long at, index_t t, real k, real v, real g
+    const Arguments& a, const Walk& here, Adjoint& to, const State& before,
+    long long at, index_t t, real k, real v, real g
 ) {
     const Mean m = mean(before, k, v, here.u);
     const Weights by = weigh(before.o + here.w, k);
@@ -237,7 +244,8 @@ LOOM_INLINE void retrace(
 }
 LOOM_INLINE void retrace_batch(const Arguments& a, const Walk& here, Adjoint& to, State s, long long at) {
     Batch k, v, grad;
-    fetch(k, a.k + at, a.t_stride, STEPS), fetch(v, a.v + at, a.t_stride, STEPS), fetch(grad, a.grad + at, a.t_stride, STEPS);
+    fetch(k, a.k + at, a.t_stride, STEPS), fetch(v, a.v + at, a.t_stride, STEPS);
+    fetch(grad, a.grad + at, a.t_stride, STEPS);
     State before[STEPS];
 #pragma unroll
     for (int j = 0; j < STEPS; ++j) {
@@ -251,7 +259,9 @@ LOOM_INLINE void retrace_batch(const Arguments& a, const Walk& here, Adjoint& to
     }
 }
 // The batch that T cuts short, once per lane: with few registers, the states found anew for every token.
-LOOM_INLINE void retrace_rest(const Arguments& a, const Walk& here, Adjoint& to, const State& first, long long at, int count) {
+LOOM_INLINE void retrace_rest(
+    const Arguments& a, const Walk& here, Adjoint& to, const State& first, long long at, int count
+) {
 #pragma unroll 1
     for (int j = count - 1; j >= 0; --j) {
         State s = first;
