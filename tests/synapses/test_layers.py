@@ -188,3 +188,27 @@ def test_batch_normalisation_on_a_gpu_is_torchs(shape: tuple[int, ...], dtype: t
     torch.testing.assert_close(ours.running_mean, plain.running_mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-4, atol=1e-4)
     assert ours.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_strided_kernel_of_one_pixel(stride: int, bias: bool) -> None:
+    """The sizes are those for which oneDNN's own gradient of the weight ends the process."""
+    ours = Conv2d(4, 8, 1, stride=stride, bias=bias).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(4, 8, 1, stride=stride, bias=bias).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.rand(1, 9, 4, 16, 16).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (1, 9))
+    x.requires_grad_()
+    y = x.detach().double().contiguous().requires_grad_()
+    for _ in range(20):
+        ours.zero_grad()
+        x.grad = None
+        out = ours(x)
+        out.square().sum().backward()
+    expected = plain(y[0])
+    torch.testing.assert_close(out[0].double(), expected, rtol=1e-5, atol=1e-6)
+    expected.square().sum().backward()
+    for a, b in [(x, y), *zip(ours.parameters(), plain.parameters(), strict=True)]:
+        assert a.grad is not None
+        assert b.grad is not None
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5)
