@@ -1,19 +1,21 @@
-"""Whole networks on a GPU: the fused path against the plain operators, and against the kernels' reference."""
+"""Whole networks on a GPU, part by part: the fused path against the plain operators, and the kernels' reference.
+
+Networks of spikes are chaotic: a membrane within rounding of its threshold falls to either side, and what follows such
+a spike differs more and more (a change of the weights by 2e-7 changes 14 % of the spikes of an untrained Max-Former in
+its last layers). So each embedding and block gets the same input on both paths: that which the fused network had.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.models import create_model
+from spikeloom.models import create_model, max_resnet, maxformer, maxformer_embed, spikformer
 from spikeloom.neurons import Neuron
 from spikeloom.synapses import NormNeuron
 
@@ -22,6 +24,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+DEVICE = "cuda"
+PARTS = (maxformer.Block, maxformer_embed.Embed, max_resnet.Stem, max_resnet.Block, spikformer.Stem, spikformer.Block)
 CASES = {
     "cifar T=1": ("maxformer_cifar_4_384", {"T": 1}, 8),
     "cifar T=4": ("maxformer_cifar_4_384", {"T": 4}, 8),
@@ -41,83 +45,96 @@ class Watched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the neurons fire, in order."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, given: Any, out: Any) -> None:
-        spikes = out[0] if isinstance(out, tuple) else out
-        found.append(spikes.detach())
-
-    handles = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, NormNeuron)]
-    yield found
+def parts_of(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[Any, ...]]]:
+    """Names of the embeddings and blocks, and what they are given, in order."""
+    found: list[tuple[str, tuple[Any, ...]]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, PARTS):
+            hook = lambda m, given, name=name: found.append((name, tuple(as_leaf(t) for t in given)))  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        model(x)
     for handle in handles:
         handle.remove()
+    return found
 
 
-def step(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
-    with recorded(model) as spikes:
-        logits = model(x).mean(0)
-    F.cross_entropy(logits, labels).backward()
-    return logits, spikes
+def as_leaf(value: Any) -> Any:
+    return value.detach().clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
+
+
+def through(part: nn.Module, given: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """Results of a part, and gradients of its inputs and parameters for fixed gradients of the results."""
+    leaves = [as_leaf(t).requires_grad_() if isinstance(t, Tensor) else t for t in given]
+    made = part(*leaves)
+    results = [r for r in (made if isinstance(made, tuple) else (made,)) if r is not None]
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+    torch.autograd.backward(results, grads)
+    named = [(n, p.grad) for n, p in part.named_parameters() if not n.endswith("synapse.bias")]
+    asked = [leaf.grad for leaf in leaves if isinstance(leaf, Tensor)] + [grad for _, grad in named]
+    return results, [grad for grad in asked if grad is not None]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_is_that_of_the_plain_path(case: str) -> None:
+def test_every_part_is_that_of_the_plain_path(case: str) -> None:
     name, arguments, batch = CASES[case]
     torch.manual_seed(0)
-    fast = create_model(name, **arguments).cuda().to(memory_format=torch.channels_last)
+    fast = create_model(name, **arguments).to(DEVICE).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(fast)
     config: Any = fast.config
-    shape = (batch, config.in_channels, *config.input_size)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).cuda()
+    x = torch.randn(batch, config.in_channels, *config.input_size, generator=torch.Generator().manual_seed(1))
     if config.in_channels == 2:
         x = (x > 1).float().expand(config.T, *x.shape).contiguous()
-    labels = torch.arange(batch, device="cuda") % config.num_classes
+    parts = parts_of(copy.deepcopy(fast), x.to(DEVICE))
+    assert len(parts) >= 3
+    exact = 0
     with torch.backends.cudnn.flags(allow_tf32=False):
-        logits, spikes = step(fast, x, labels)
-        with Watched():
-            expected, theirs = step(plain, x, labels)
-    assert len(spikes) == len(theirs) > 4
-    # Sums are added up in another order, so a membrane within rounding of its threshold may fall to either side, and
-    # what follows such a spike differs. Up to the first one all is equal.
-    differing = [float((a != b).float().mean()) for a, b in zip(spikes, theirs, strict=True)]
-    assert max(differing) < 2e-3, differing
-    assert sum(differing[:3]) < 3e-6, differing
-    buffers = zip(fast.named_buffers(), plain.buffers(), strict=True)
-    for (key, a), b in buffers:
-        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
-    exact = max(differing) == 0
-    if exact:
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-    for (key, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
-        assert p.grad is not None, key
-        assert q.grad is not None, key
-        scale = float(q.grad.abs().max())
-        if key.endswith("synapse.bias"):  # in front of a normalisation: 0, and noise on the plain path
-            continue
-        error = float((p.grad - q.grad).norm() / q.grad.norm().clamp_min(1e-12))
-        assert error < (1e-3 if exact else 0.2) or scale < 1e-7, (key, error)
+        for part, given in parts:
+            results, grads = through(fast.get_submodule(part), given)
+            with Watched():
+                expected, theirs = through(plain.get_submodule(part), given)
+            wrong = [float((a != b).float().mean()) for a, b in zip(results, expected, strict=True) if is_spikes(b)]
+            # a spike that falls to the other side inside of a part changes what follows it there
+            assert max(wrong, default=0.0) < 2e-3, (part, wrong)
+            flipped = any(wrong) or any(
+                float((a - b).abs().max()) > 1e-2 * float(b.abs().max()) for a, b in zip(results, expected, strict=True)
+            )
+            assert len(grads) == len(theirs), part
+            for a, b in zip(grads, theirs, strict=True):
+                error = float((a - b).norm() / b.norm().clamp_min(1e-9))
+                assert error < (0.1 if flipped else 2e-3), (part, error, tuple(b.shape))
+            exact += not flipped
+    assert exact >= len(parts) / 2
+    for (key, a), b in zip(fast.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def is_spikes(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
 
 
 @pytest.mark.parametrize("T", [1, 4, 16])
-def test_kernels_are_the_reference_in_the_whole_network(T: int) -> None:
-    """Spikes of the fused kernels and of plain PyTorch agree: spec 9.2, given the same normalised inputs."""
+def test_kernels_are_the_reference_in_every_part(T: int) -> None:
+    """Spec of Max-Former, 9.2: spikes of the fused kernels and of plain PyTorch agree."""
     torch.manual_seed(0)
-    model = create_model("maxformer_cifar_4_384", T=T).cuda()
-    slow = copy.deepcopy(model)
+    model = create_model("maxformer_cifar_4_384", T=T).to(DEVICE)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for module in model.modules():
+        if isinstance(module, NormNeuron | nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0  # statistics of one batch, so that neurons fire in evaluation
+    with torch.no_grad():
+        model(x)
+    slow = copy.deepcopy(model.eval())
     for module in slow.modules():
         if isinstance(module, Neuron):
             module.backend = "reference"
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
+    fired = 0.0
     with torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
-        with recorded(model.eval()) as spikes:
-            model(x)
-        with recorded(slow.eval()) as theirs:
-            slow(x)
-    rates = [float(a.mean()) for a in spikes]
-    assert max(rates[:3]) > 0.001
-    assert [float((a != b).float().mean()) for a, b in zip(spikes, theirs, strict=True)] == pytest.approx(
-        [0] * len(theirs), abs=1e-3
-    )
+        for part, given in parts_of(model, x):
+            made, expected = model.get_submodule(part)(*given)[0], slow.get_submodule(part)(*given)[0]
+            if made is not None:
+                fired = max(fired, float(expected.mean()))
+                assert float((made != expected).float().mean()) < 1e-4, part
+    assert fired > 0.001
