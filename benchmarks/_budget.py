@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,34 @@ KINDS = (
 """Kinds of layers and the beginnings of their operators' names; what is none of these is "copies and sums"."""
 BITS, REST = "spikes to bits and back", "copies and sums"
 
+KindOf = Callable[[str, list[Any], str], str]
+"""(operator, shapes, kernel) -> kind of layer."""
+PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm")
 
-def budget(step: Step, gigabytes_per_s: float) -> dict[str, Any]:
-    """Profile one call: ms by kind, with the number of kernels and the limit where the shapes give one."""
+
+def budget(step: Step, gigabytes_per_s: float, kind_of: KindOf | None = None) -> dict[str, Any]:
+    """Profile one call: ms by kind, with the number of kernels and the limit where the shapes give one; and the kernels
+    of matrix products by name."""
+    kind_of = kind_of or image_kind
     rate = _product_rate()
     kinds: dict[str, dict[str, float]] = defaultdict(lambda: {"ms": 0.0, "kernels": 0, "limit_ms": 0.0})
+    products: dict[str, dict[str, float]] = defaultdict(lambda: {"ms": 0.0, "kernels": 0})
     counted = set()
     step.prepare()
     for name, dims, options, kernel, ms, call in _kernels(step):
         kind = kind_of(name, dims, kernel)
         kinds[kind]["ms"] += ms
         kinds[kind]["kernels"] += 1
+        if name in PRODUCTS:
+            products[kernel]["ms"] += ms
+            products[kernel]["kernels"] += 1
         if call not in counted:
             counted.add(call)
             moved, operations = cost(name, dims, options)
             kinds[kind]["limit_ms"] += max(moved / gigabytes_per_s / 1e6, operations / rate / 1e9)
     total = sum(found["ms"] for found in kinds.values())
-    return {"kinds": dict(kinds), "total_ms": total, "copy_gb_s": gigabytes_per_s, "product_tflop_s": rate}
+    speeds = {"copy_gb_s": gigabytes_per_s, "product_tflop_s": rate}
+    return {"kinds": dict(kinds), "products": dict(products), "total_ms": total, **speeds}
 
 
 def _kernels(step: Step) -> list[tuple[str, list[Any], list[str], str, float, Any]]:
@@ -70,8 +82,8 @@ def _kernels(step: Step) -> list[tuple[str, list[Any], list[str], str, float, An
     return found
 
 
-def kind_of(name: str, dims: list[Any], kernel: str) -> str:
-    """Kind of layer of a kernel."""
+def image_kind(name: str, dims: list[Any], kernel: str) -> str:
+    """Kind of layer of a kernel in a network of images."""
     if kernel in ("pack", "unpack"):
         return BITS
     if name.startswith(("aten::cudnn_convolution", "aten::convolution")) and _depthwise(name, dims):
@@ -143,3 +155,15 @@ def budget_lines(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     lines.append(["all", f"{found['total_ms']:.2f}", "100%", "", "", ""])
     return ["kind", "ms", "share", "kernels", "limit ms", "x limit"], lines
+
+
+def product_lines(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same of the kernels of matrix products, their shares those of the whole call."""
+    ordered = sorted(found["products"].items(), key=lambda item: -item[1]["ms"])
+    total = found["total_ms"]
+    lines = [
+        [name[:100], f"{row['ms']:.2f}", f"{row['ms'] / total:.0%}", f"{row['kernels']:.0f}"] for name, row in ordered
+    ]
+    ms = sum(row["ms"] for row in found["products"].values())
+    lines.append(["all products", f"{ms:.2f}", f"{ms / total:.0%}", ""])
+    return ["kernel", "ms", "share", "kernels"], lines

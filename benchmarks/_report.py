@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from _cases import SAVED
 
-PACKAGES = ("torch", "triton", "numpy", "spikingjelly", "snntorch", "norse")
+PACKAGES = ("torch", "triton", "numpy", "spikingjelly", "snntorch", "norse", "flash-linear-attention")
 WIDTH = 300
 """Columns of a table where the output is no terminal."""
 
