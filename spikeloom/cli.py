@@ -32,6 +32,7 @@ class Command:
 COMMANDS = {
     "train": Command("spikeloom.training.cli", "train", "Train a network from a named recipe."),
     "eval": Command("spikeloom.training.cli", "evaluate", "Evaluate a trained network."),
+    "generate": Command("spikeloom.training.generate_cli", "generate", "Continue a text by a trained language model."),
     "energy": Command("spikeloom.training.energy_cli", "energy", "Synaptic operations and energy per inference."),
     "models": Command("spikeloom.models.cli", "models", "List the registered models, or show one in full."),
     "doctor": Command("spikeloom.doctor", "doctor", "Show what works on this machine, and how to mend what does not."),

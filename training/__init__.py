@@ -19,6 +19,7 @@ from spikeloom.training import (  # noqa: F401  they register recipes
     qkformer_recipes,
     sdt_recipes,
     small_recipes,
+    spikegpt_recipes,
     spikformer_recipes,
     spikformer_v2_recipes,
 )

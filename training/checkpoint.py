@@ -1,5 +1,7 @@
 """Checkpoints: a folder with `model.safetensors`, `config.json` and, to continue the training, `state.pt`.
 
+That of a language model has its `tokenizer.json` as well.
+
 A checkpoint is written under another name and renamed when it is whole and on disk, so that a folder called
 `checkpoint-<step>` is never half of one; older ones are deleted after that. Nothing is unpickled but plain tensors and
 numbers (`weights_only=True`).
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.datasets.image_files import ImageFiles
+from spikeloom.datasets.token_ids import Tokenizer
 from spikeloom.models.files import (
     CONFIG,
     PART,
@@ -38,7 +41,7 @@ from spikeloom.models.files import (
 )
 from spikeloom.training.network import rebuild
 from spikeloom.training.recipe import Recipe
-from spikeloom.training.sources import Recordings
+from spikeloom.training.sources import Part
 
 STATE = "state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -94,9 +97,13 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def save_checkpoint(
-    run: Path, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Any]
+    run: Path,
+    description: Description,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """Write `run/checkpoint-<step>`, then delete the older ones; returns the folder."""
+    """Write `run/checkpoint-<step>`, then delete the older ones; returns the folder. tokenizer: of a language model."""
     target = run / f"checkpoint-{description.step:06d}"
     remove_leftovers(run)
     if not target.exists():
@@ -104,6 +111,8 @@ def save_checkpoint(
         write_weights(part, weights)
         torch.save(dict(state), part / STATE)
         write_config(part, description.to_json())
+        if tokenizer is not None:
+            tokenizer.save(part)
         for file in part.iterdir():
             sync(file)
         part.chmod(0o755)  # mkdtemp makes folders for their owner alone
@@ -182,7 +191,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def check_classes(description: Description, recordings: Recordings) -> None:
+def check_classes(description: Description, recordings: Part) -> None:
     """Refuse images of other classes than the network was trained on: their labels are other outputs' numbers.
 
     Of a checkpoint without names of classes only their number is known.

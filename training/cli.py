@@ -25,6 +25,7 @@ from spikeloom.training.recipe import Recipe, read_recipe
 from spikeloom.training.recipes import get_recipe, list_recipes
 from spikeloom.training.run import RECIPE, Result, fit, measure, pick_device
 from spikeloom.training.sources import source
+from spikeloom.training.text_batches import stride_of
 
 RUNS = Path("runs")
 _USAGE = "spikeloom train RECIPE [--out FOLDER] [--resume] [--device DEVICE] [SETTINGS]"
@@ -49,7 +50,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Accuracy (or reconstruction loss) and firing rates of a trained network."""
+    """Accuracy (or loss of reconstruction or language) and firing rates of a trained network."""
 
     checkpoint: tyro.conf.Positional[str]
     """A run folder, a checkpoint folder, or its model.safetensors."""
@@ -59,6 +60,8 @@ class EvalOptions:
     """Folder of the recordings; None: where they were in training."""
     batch_size: int | None = None
     """Recordings per step; None: as in training."""
+    stride: int | None = None
+    """Texts: tokens between windows, at most the context; None: as in training."""
     bf16: bool | None = None
     """On a GPU: autocast to bfloat16, or compute in float32; None: as in training."""
     device: str = "auto"
@@ -108,13 +111,17 @@ def evaluate(argv: list[str]) -> int:
         recipe = replace(recipe, batch_size=options.batch_size)
     if options.bf16 is not None:
         recipe = replace(recipe, bf16=options.bf16)
+    if options.stride is not None:
+        recipe = replace(recipe, data=replace(recipe.data, stride=options.stride))
+    if recipe.task == "language":  # the ids that the network has learned, whatever characters the text has now
+        recipe = replace(recipe, data=replace(recipe.data, tokenizer=str(path)))
     packed = part_of(recipe.data, options.part)
     check_classes(description, packed)
     device = pick_device(options.device)
     tally, firing = measure(model.to(device).to(memory_format=torch.channels_last), recipe, device, packed)
     console = Console(highlight=False)
     console.print(rates_table(firing))
-    speed = f"{tally.samples / tally.seconds:,.0f} samples/s"
+    speed = f"{tally.samples / tally.seconds:,.0f} {'tokens' if recipe.task == 'language' else 'samples'}/s"
     if recipe.task == "classify":
         speed = f"loss {tally.mean_loss:.4f}, {speed}"
     console.print(f"{options.part} {_measure(recipe)} {_measured(tally, recipe)}, {speed}", soft_wrap=True)
@@ -166,7 +173,7 @@ def _print_result(console: Console, result: Result, recipe: Recipe) -> None:
 
 
 def _measure(recipe: Recipe) -> str:
-    return "accuracy" if recipe.task == "classify" else "reconstruction loss"
+    return {"classify": "accuracy", "reconstruct": "reconstruction loss", "language": "loss"}[recipe.task]
 
 
 def _measured(tally: Tally, recipe: Recipe) -> str:
@@ -174,4 +181,10 @@ def _measured(tally: Tally, recipe: Recipe) -> str:
     of = f"{tally.samples:,} {found.unit} of {recipe.data.name}: {found.says}"
     if recipe.task == "reconstruct":
         return f"[bold]{tally.mean_loss:.4f}[/] ({escape(of)})"
+    if recipe.task == "language":
+        windows = f"windows of {recipe.data.context}, stride {stride_of(recipe.data)}"
+        return (
+            f"[bold]{tally.mean_loss:.4f}[/] nats per token, [bold]{tally.bits_per_character:.3f}[/] bits per "
+            f"character, perplexity {tally.perplexity:.2f} ({escape(f'{of}; {windows}')})"
+        )
     return f"[bold]{tally.accuracy:.2%}[/] ({escape(f'{tally.correct:,} of {of}')})"

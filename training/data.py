@@ -19,16 +19,20 @@ from spikeloom.training.image_batches import NormalImages
 from spikeloom.training.mixing import mix
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
-from spikeloom.training.sources import Recordings, check_augment, source, take
+from spikeloom.training.sources import Part, Recordings, check_augment, source, take
 from spikeloom.training.streamed_images import StreamedImages
+from spikeloom.training.text_batches import Text, TextBatches, load_text, vocabulary_of
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 _SPLIT_SEED = 0  # the held-out recordings are the same for every seed of a recipe
 
 
-def load_train(data: Data) -> tuple[Recordings, Recordings | None]:
-    """The training part, and the part of it that is held out for validation (None: nothing is)."""
-    whole = take(source(data).load(data, "train"), data.limit)
+def load_train(data: Data) -> tuple[Part, Part | None]:
+    """The training part, and what is held out for validation (None: nothing is): of a text, of its last tenth."""
+    found = source(data).load(data, "train")
+    if isinstance(found, Text):
+        return found, load_text(data, "test").first(data.validation, data) if data.validation else None
+    whole = take(found, data.limit)
     if data.validation == 0:
         return whole, None
     if data.validation >= len(whole):
@@ -37,9 +41,21 @@ def load_train(data: Data) -> tuple[Recordings, Recordings | None]:
     return whole.select((~held).nonzero().squeeze(1)), whole.select(held.nonzero().squeeze(1))
 
 
-def load_test(data: Data) -> Recordings:
+def load_test(data: Data) -> Part:
     """The test part."""
-    return take(source(data).load(data, "test"), data.limit)
+    found = source(data).load(data, "test")
+    return found.first(data.limit, data) if isinstance(found, Text) else take(found, data.limit)
+
+
+def sample_of(part: Part, data: Data) -> Part:
+    """One recording, or a text of hardly more than one window."""
+    return part.first(1, data) if isinstance(part, Text) else part.select(torch.tensor([0]))
+
+
+def outputs_of(data: Data) -> int:
+    """What a network for the data tells apart: classes, or token ids."""
+    found = source(data)
+    return vocabulary_of(data) if found.of_text else found.num_classes
 
 
 def labels_of(recordings: Recordings) -> Tensor:
@@ -83,6 +99,20 @@ def generator_for(seed: int, stream: int, epoch: int, batch: int = 0) -> torch.G
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
+def batches_of(
+    part: Part, data: Data, batch_size: int, device: torch.device, augment: Augment | None = None
+) -> AnyBatches:
+    """The batches of recordings, images or a text.
+
+    Raises:
+        ValueError: as `Batches` and `TextBatches`.
+    """
+    if isinstance(part, Text):
+        check_augment(Augment() if augment is None else augment, data)
+        return TextBatches(part, data, batch_size, device)
+    return Batches(part, data, batch_size, device, augment)
+
+
 class Batches:
     """Inputs and targets of recordings, batch by batch.
 
@@ -114,6 +144,16 @@ class Batches:
     def recordings(self) -> int:
         """The number of recordings (or images)."""
         return len(self.labels)
+
+    @property
+    def tokenizer(self) -> None:
+        """None: no text."""
+        return None
+
+    @property
+    def tokens_per_character(self) -> None:
+        """None: no text."""
+        return None
 
     def __len__(self) -> int:
         """The number of batches of an epoch of training; without `drop_last` the last one may be smaller."""
@@ -161,3 +201,7 @@ class Batches:
         """Those of recordings `[B]`, numbers on the host."""
         (place,) = sent([indices], self.labels.device)
         return self.labels.index_select(0, place)
+
+
+AnyBatches = Batches | TextBatches
+"""Of recordings and images, or of a text."""

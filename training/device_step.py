@@ -28,6 +28,11 @@ Say = Callable[[int, str], None]
 """Is told something by a training: (step, text)."""
 
 
+def samples_in(targets: Tensor) -> int:
+    """Samples that targets stand for: labels `[B]`, shares of classes `[B, K]`, or the tokens of texts `[T, B]`."""
+    return len(targets) if targets.is_floating_point() else targets.numel()
+
+
 class DeviceStep:
     """Forward, loss, backward, clipping, optimizer and average, on tensors that stay where they are.
 
@@ -159,7 +164,7 @@ class Updates:
             self._step.run(frames, targets, masks)
         else:
             self.graphs(frames, targets)
-        self.sent.append(Sent(step, rate, len(targets), self._step.report()))
+        self.sent.append(Sent(step, rate, samples_in(targets), self._step.report()))
 
     def forget(self, step: int) -> int:
         """Take back what was sent from a bad step on, which changed nothing; returns how many steps these are.

@@ -211,6 +211,10 @@ def _checkpoint_work(options: EnergyOptions) -> Work:
     """A trained network on recordings."""
     path = require_checkpoint(Path(options.target))
     model, description = load_model(path, options.T)
+    if description.recipe.task == "language":
+        raise ValueError(
+            f"{path} is a language model; its operations are counted in Python, over text: docs/models/spikegpt.md."
+        )
     if description.recipe.task != "classify":
         raise ValueError(
             f"{path} is a pre-training by reconstruction, which has no classifier and never runs in inference. "

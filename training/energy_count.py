@@ -18,7 +18,8 @@ from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.interrupt import watch
 from spikeloom.training.loop import autocast, decide
 from spikeloom.training.recipe import Data, Recipe
-from spikeloom.training.sources import Recordings, source, take
+from spikeloom.training.sources import Part, source, take
+from spikeloom.training.text_batches import Text
 
 if TYPE_CHECKING:
     from spikeloom.energy.report import Report
@@ -109,6 +110,8 @@ def recordings(
     found = part_of(recipe.data, part)
     if trained is not None:
         check_classes(trained, found)
+    if isinstance(found, Text):
+        raise ValueError(f"{recipe.data.name} is a text; operations are counted over recordings or images.")
     return Batches(take(found, samples), recipe.data, recipe.batch_size, device)
 
 
@@ -150,8 +153,8 @@ def says_of(data: Data, part: str) -> str:
     return f"{data.name}, {part} part: {source(data).says}"
 
 
-def part_of(data: Data, part: str) -> Recordings:
-    """The recordings of a part: "test", "train" or "validation".
+def part_of(data: Data, part: str) -> Part:
+    """The recordings (or text) of a part: "test", "train" or "validation".
 
     Raises:
         ValueError: there is no validation part.

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from spikeloom.neurons import LI, Neuron
+from spikeloom.neurons import Neuron
 from spikeloom.synapses import NormNeuron
 
 
@@ -31,12 +31,15 @@ class Firing:
 
 
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that emit spikes, by name: neurons, and `NormNeuron`s, which run their neuron's kernel themselves."""
+    """The modules that emit spikes, by name: neurons, and `NormNeuron`s, which run their neuron's kernel themselves.
+
+    Recurrences that are written as neurons but never fire (LI, WKV, token shifts) are none.
+    """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         neuron = module.neuron if isinstance(module, NormNeuron) else module
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(neuron, Neuron) and not isinstance(neuron, LI) and not inside:
+        if isinstance(neuron, Neuron) and _fires(neuron) and not inside:
             found[name] = module
     return found
 
@@ -68,6 +71,11 @@ def rates_table(layers: dict[str, Firing]) -> Table:
     for name, layer in layers.items():
         table.add_row(name, f"{layer.neurons:,}", f"{layer.rate:.4f}")
     return table
+
+
+def _fires(neuron: Neuron) -> bool:
+    """Whether its step has a threshold; integer spikes are rounded."""
+    return any(node.op in ("spike", "round", "floor") for node in neuron.program.tape.nodes)
 
 
 def _count(layer: Firing, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -80,6 +80,9 @@ def epoch_line(epoch: int, epochs: int, values: dict[str, Any]) -> str:
         parts.append(f"accuracy {values['accuracy']:.2%}")
     if "validation_accuracy" in values:
         parts.append(f"validation {values['validation_accuracy']:.2%} (loss {values['validation_loss']:.4f})")
+    elif "validation_bits_per_character" in values:
+        bits = f"{values['validation_bits_per_character']:.3f} bits per character"
+        parts.append(f"validation loss {values['validation_loss']:.4f} ({bits})")
     elif "validation_loss" in values:
         parts.append(f"validation loss {values['validation_loss']:.4f}")
     return "  ".join([*parts, f"{values['samples_per_second']:,.0f} samples/s", f"{values['seconds']:.1f} s"])

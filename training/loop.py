@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.datasets.text_windows import IGNORED
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.masked import reconstruction_loss
-from spikeloom.training.data import Batches, generator_for
-from spikeloom.training.device_step import Buffers, DeviceStep, Judge, Say, Updates
+from spikeloom.models.token_loss import language_loss
+from spikeloom.training.data import AnyBatches, generator_for
+from spikeloom.training.device_step import Buffers, DeviceStep, Judge, Say, Updates, samples_in
 from spikeloom.training.ema import Ema
 from spikeloom.training.finite import DivergedError, require_finite
 from spikeloom.training.graph import CudaRecorder
@@ -32,13 +34,15 @@ _MASKS, _TEST_MASKS = 100, 101  # streams of random numbers, apart from those of
 class Tally:
     """Sums over samples, in Python floats, so that they are saved and continued exactly.
 
-    correct: samples that were classified correctly; None: the task has no labels.
+    correct: samples that were classified correctly; None: the task has no labels. tokens_per_character: of a text that
+    was evaluated, whose samples are the predicted tokens; None elsewhere.
     """
 
     loss: float = 0.0
     correct: int | None = 0
     samples: int = 0
     seconds: float = 0.0
+    tokens_per_character: float | None = None
 
     def add(self, loss: float, correct: int | None, samples: int, seconds: float = 0.0) -> None:
         """Take in a batch, given its mean loss."""
@@ -57,9 +61,25 @@ class Tally:
         """Share of samples whose largest mean logit is their label's; nan without labels."""
         return math.nan if self.correct is None else self.correct / max(self.samples, 1)
 
+    @property
+    def perplexity(self) -> float:
+        """Of a text: e to the mean loss."""
+        return math.exp(min(self.mean_loss, 700.0))
+
+    @property
+    def bits_per_character(self) -> float:
+        """Of a text: the loss of its tokens in bits, by the number of its Unicode characters; nan elsewhere."""
+        share = self.tokens_per_character
+        return math.nan if share is None else self.mean_loss / math.log(2) * share
+
     def values(self, prefix: str = "") -> dict[str, float]:
-        """What is logged and shown: the mean loss, and the accuracy where there is one."""
+        """What is logged and shown: the mean loss, and what else the task has."""
         shown = {f"{prefix}loss": self.mean_loss}
+        if self.tokens_per_character is not None:
+            shown |= {
+                f"{prefix}bits_per_character": self.bits_per_character,
+                f"{prefix}perplexity": self.perplexity,
+            }
         return shown if self.correct is None else {**shown, f"{prefix}accuracy": self.accuracy}
 
 
@@ -127,7 +147,7 @@ def graph_obstacle(recipe: Recipe, device: torch.device) -> str | None:
     return None
 
 
-def train_epoch(training: Training, batches: Batches) -> Iterator[Tally]:
+def train_epoch(training: Training, batches: AnyBatches) -> Iterator[Tally]:
     """Train to the end of the epoch, from the batch where the training stands; yields after every step.
 
     The caller may stop in between, save the training, and go on later with the same numbers. On a GPU the tally is one
@@ -210,6 +230,14 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
                 return reconstruction_loss(model(frames, masks)), None
 
         return reconstruct
+    if recipe.task == "language":
+
+        def language(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
+            with autocast(device, recipe.bf16):
+                logits = model(frames)
+            return language_loss(logits.float(), targets, recipe.loss.logit_penalty), None
+
+        return language
     loss_of = make_loss(recipe.loss)
 
     def classify(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
@@ -253,7 +281,7 @@ def _step(
     optimizer.step()
     if training.ema is not None:
         training.ema.update()
-    training.tally.add(value, None if correct is None else int(correct), len(targets))
+    training.tally.add(value, None if correct is None else int(correct), samples_in(targets))
 
 
 def _warn(step: int, text: str) -> None:
@@ -261,17 +289,18 @@ def _warn(step: int, text: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, recipe: Recipe, device: torch.device) -> Tally:
+def evaluate(model: nn.Module, batches: AnyBatches, recipe: Recipe, device: torch.device) -> Tally:
     """Loss and accuracy over all recordings as they are, in evaluation mode; masks are the same every time."""
     judge = judge_of(recipe, device)
-    tally = Tally()
+    tally = Tally(tokens_per_character=batches.tokens_per_character)
     was_training = model.training
     model.eval()
     for batch, (frames, labels) in enumerate(batches.in_order()):
         began = time.perf_counter()
         loss, right = judge(model, frames, labels, generator_for(0, _TEST_MASKS, 0, batch))
         correct = None if right is None else int(right)
-        tally.add(loss.item(), correct, len(labels), time.perf_counter() - began)
+        samples = samples_in(labels) - int((labels == IGNORED).sum())
+        tally.add(loss.item(), correct, samples, time.perf_counter() - began)
     model.train(was_training)
     return tally
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from spikeloom.models import MaskedAutoencoder, SpikformerV2, create_model, describe
+from spikeloom.models import MaskedAutoencoder, SpikeGPT, SpikformerV2, create_model, describe
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.registry import default_config
 from spikeloom.training.recipe import Recipe
@@ -17,15 +17,17 @@ _ENCODER, _HEAD = "encoder.", "head."
 
 
 def build(recipe: Recipe, num_classes: int) -> nn.Module:
-    """A fresh module for a recipe's task.
+    """A fresh module for a recipe's task; num_classes is the size of the vocabulary where it is language.
 
     Raises:
         ValueError: no such model, or one that the task or `recompute` is not for.
     """
+    _check_kind(recipe)
     if recipe.task == "classify":
         module = create_model(recipe.model, **{"num_classes": num_classes, **_steps(recipe), **recipe.model_args})
+    elif recipe.task == "language":
+        module = create_model(recipe.model, **{"vocab_size": num_classes, **recipe.model_args})
     else:
-        _check_kind(recipe)
         module = rebuild(recipe, {**recipe.model_args, "num_classes": 0, "T": 1})
     _check_size(network_of(module), recipe)
     if recipe.early_epochs:
@@ -52,7 +54,7 @@ def _check_size(network: nn.Module, recipe: Recipe) -> None:
 def rebuild(recipe: Recipe, config: Mapping[str, Any]) -> nn.Module:
     """The module of a checkpoint, given the configuration of its network."""
     network = create_model(recipe.model, **config)
-    if recipe.task == "classify":
+    if recipe.task != "reconstruct":
         return network
     return MaskedAutoencoder(cast(SpikformerV2, network), recipe.mask)
 
@@ -125,8 +127,24 @@ def _steps(recipe: Recipe) -> dict[str, int]:
 
 
 def _check_kind(recipe: Recipe) -> None:
-    kind = describe(recipe.model).kind
-    if not issubclass(kind, SpikformerV2):
+    """Refuse a model or a data set that the task is not for.
+
+    Raises:
+        ValueError: it is.
+    """
+    kind, of_text = describe(recipe.model).kind, source(recipe.data).of_text
+    if of_text != (recipe.task == "language"):
+        fitting = "language" if of_text else "classify"
+        raise ValueError(
+            f"The recipe's task is {recipe.task!r}, and {recipe.data.name} is {'a text' if of_text else 'no text'}. "
+            f"Choose another --data.name, or --task {fitting}."
+        )
+    if of_text and not issubclass(kind, SpikeGPT):
+        raise ValueError(
+            f"The task 'language' is for SpikeGPT (spikegpt_46m, spikegpt_216m, ...), but the model {recipe.model!r} "
+            f"is a {kind.__name__}. Choose another --model, or --task classify with recordings or images."
+        )
+    if recipe.task == "reconstruct" and not issubclass(kind, SpikformerV2):
         raise ValueError(
             f"The task 'reconstruct' is for SpikformerV2 (spikformer_v2_...), but the model {recipe.model!r} is a "
             f"{kind.__name__}. Choose another --model, or --task classify."

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron
 from spikeloom.training.recipe import Optim
+from spikeloom.training.token_schedule import rate_at_token
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -34,9 +35,9 @@ def make_optimizer(model: nn.Module, config: Optim, capturable: bool | None = No
     groups = parameter_groups(model, config.weight_decay)
     device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
     if not (device.type == "cuda" if capturable is None else capturable):
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     rate = torch.tensor(config.lr, dtype=torch.float32, device=device)
-    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True, capturable=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True, capturable=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -84,6 +85,8 @@ def learning_rate(step: int, steps: int, steps_per_epoch: int, config: Optim) ->
     """
     if config.schedule == "epoch":
         return _by_epoch(step // steps_per_epoch, -(-steps // steps_per_epoch), config)
+    if config.schedule == "token":
+        return _by_token(step, steps, min(round(config.warmup_epochs * steps_per_epoch), steps), config)
     last = max(steps - round(config.cooldown_epochs * steps_per_epoch), 0)
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
@@ -99,7 +102,16 @@ def _by_epoch(epoch: int, epochs: int, config: Optim) -> float:
     return _cosine(min(epoch / max(epochs - config.cooldown_epochs, 1), 1.0), config)
 
 
+def _by_token(step: int, steps: int, warmup: int, config: Optim) -> float:
+    """Rate by tokens: every step has equally many, so steps are counted; the first one is made before any count."""
+    return config.lr if step == 0 else rate_at_token(step, config.lr, _lowest(config), warmup, steps)
+
+
+def _lowest(config: Optim) -> float:
+    return config.final_lr * config.lr if config.min_lr is None else config.min_lr
+
+
 def _cosine(progress: float, config: Optim) -> float:
     """Half a cosine: `lr` at 0, the lowest rate at 1."""
-    low = config.final_lr * config.lr if config.min_lr is None else config.min_lr
+    low = _lowest(config)
     return low + (config.lr - low) * (1 + math.cos(math.pi * progress)) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,17 +25,19 @@ _UNPREFIXED = tyro.conf.arg(prefix_name=False)  # --root instead of --data.root
 
 @dataclass(frozen=True)
 class Data:
-    """Which recordings, and how they become frames `[T, B, 2, H, W]`; or which images `[B, C, H, W]`.
+    """Which recordings, and how they become frames `[T, B, 2, H, W]`; which images `[B, C, H, W]`; or which text.
 
     Images are normalised by the mean and deviation of their data set and shown at every step (direct encoding); crop,
-    split, duration_us and encoding are of event data alone.
+    split, duration_us and encoding are of event data alone; context, tokenizer, windows and stride of texts, whose
+    token ids `[context, B]` come one per time step.
     """
 
     name: str = "saccade_mnist"
     """Data set: saccade_mnist (simulated, embedded), or one read from --root: events of nmnist, cifar10_dvs and
-    dvs_gesture, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and image_folder (folders of classes)."""
+    dvs_gesture, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and image_folder (folders of classes).
+    Texts: king_james (embedded), text_file and indexed_text (<prefix>.bin and .idx)."""
     root: Annotated[str | None, _UNPREFIXED] = None
-    """Folder of the recordings or images, for data sets that are read from files."""
+    """Folder of the recordings or images, for data sets that are read from files; of a text, the file itself, too."""
     T: Annotated[int, _UNPREFIXED] = 8
     """Time steps: frames per recording, or how often an image is shown."""
     split: Literal["time", "number"] = "time"
@@ -53,7 +55,8 @@ class Data:
     allow_partial: bool = False
     """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0
-    """Training recordings held out, equally many of each class, for an evaluation after every epoch."""
+    """Training recordings held out, equally many of each class, for an evaluation after every epoch. Texts: so many
+    times context tokens from the beginning of the last tenth of the text, which is never trained on."""
     image_size: int = 224
     """imagenet, image_folder: height and width that the model sees, in pixels."""
     crop_area: float = 0.08
@@ -67,7 +70,16 @@ class Data:
     swap_polarity: bool = False
     """saccade_mnist: polarities as the N-MNIST files have them."""
     limit: int | None = None
-    """Use only so many recordings of each part, spread evenly over the classes (for a quick try)."""
+    """Use only so many recordings of each part, spread evenly over the classes (for a try). Texts: test on so
+    many times context tokens only, from the beginning of the last tenth."""
+    context: int = 256
+    """Texts: tokens that the network is trained on at a time."""
+    tokenizer: str = "bytes"
+    """Texts: bytes, characters (those of the text), the file of a byte-level BPE, or a checkpoint folder."""
+    windows: int = 10_000
+    """Texts: random windows of context tokens that make an epoch."""
+    stride: int | None = None
+    """Texts: tokens between the windows of an evaluation, at most context; None: half the context."""
 
     def __post_init__(self) -> None:
         _check(self, "T", self.T >= 1, ">= 1")
@@ -80,6 +92,9 @@ class Data:
         _check(self, "workers", self.workers >= 0, ">= 0")
         _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
         _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
+        _check(self, "context", self.context >= 1, ">= 1")
+        _check(self, "windows", self.windows >= 1, ">= 1")
+        _check(self, "stride", self.stride is None or 1 <= self.stride <= self.context, "1 to context, or None")
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,8 @@ class Optim:
     """Of weight matrices and kernels; biases, normalisations and neurons are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
+    eps: float = 1e-8
+    """Added to the root of the average of the squares."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up."""
     warmup_lr: float = 0.0
@@ -151,9 +168,10 @@ class Optim:
     """Lowest learning rate itself, instead of final_lr."""
     cooldown_epochs: float = 0.0
     """The last so many epochs have the lowest rate."""
-    schedule: Literal["step", "epoch"] = "step"
+    schedule: Literal["step", "epoch", "token"] = "step"
     """The rate changes with every step, and the cosine follows the warm-up; or with every epoch, and the cosine runs
-    behind the warm-up, from the first epoch on, as in timm."""
+    behind the warm-up, from the first epoch on, as in timm. token: that of RWKV and SpikeGPT, by tokens trained on;
+    warm-up from the lowest rate, the very first step at the peak."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient of all parameters together; None: no clipping."""
 
@@ -161,12 +179,20 @@ class Optim:
         _check(self, "lr", self.lr > 0, "> 0")
         _check(self, "weight_decay", self.weight_decay >= 0, ">= 0")
         _check(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        _check(self, "eps", self.eps > 0, "> 0")
         _check(self, "warmup_epochs", self.warmup_epochs >= 0, ">= 0")
         _check(self, "warmup_lr", self.warmup_lr >= 0, ">= 0")
         _check(self, "final_lr", 0 <= self.final_lr <= 1, "0 to 1")
         _check(self, "min_lr", self.min_lr is None or 0 <= self.min_lr <= self.lr, "0 to lr, or None")
         _check(self, "cooldown_epochs", self.cooldown_epochs >= 0, ">= 0")
         _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None")
+        if self.schedule == "token":
+            lowest = self.final_lr if self.min_lr is None else self.min_lr
+            _check(self, "final_lr" if self.min_lr is None else "min_lr", lowest > 0, "> 0 with schedule='token'")
+            _check(
+                self, "warmup_lr", self.warmup_lr == 0, "0 with schedule='token': its warm-up is from the lowest rate"
+            )
+            _check(self, "cooldown_epochs", self.cooldown_epochs == 0, "0 with schedule='token'")
 
 
 @dataclass(frozen=True)
@@ -181,8 +207,11 @@ class Loss:
     """tet: share of the regulariser that pulls all logits to tet_mean."""
     tet_mean: float = 1.0
     """tet: where the regulariser pulls (the firing threshold in the paper)."""
+    logit_penalty: float = 0.0
+    """task=language: weight of the gradient that keeps the largest logits small; it is in no reported loss."""
 
     def __post_init__(self) -> None:
+        _check(self, "logit_penalty", self.logit_penalty >= 0, ">= 0")
         _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1")
         _check(self, "tet_lambda", 0 <= self.tet_lambda < 1, "0 to below 1")
 
@@ -199,18 +228,19 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
-    task: Literal["classify", "reconstruct"] = "classify"
-    """classify: by labels, with `loss`. reconstruct: pre-train a SpikformerV2 without labels, by hidden patches."""
+    task: Literal["classify", "reconstruct", "language"] = "classify"
+    """classify: by labels, with `loss`. reconstruct: pre-train a SpikformerV2 without labels, by hidden patches.
+    language: predict the next token of a text."""
     mask: MaskedConfig = field(default_factory=MaskedConfig)
     """task=reconstruct: how much is hidden, and the decoder."""
     epochs: int = 15
-    """Passes over the training recordings."""
+    """Passes over the training recordings; of a text, data.windows random windows each."""
     early_epochs: int = 0
     """Images: in the first so many epochs the network runs for early_steps time steps only, so these take less time."""
     early_steps: int = 1
     """Time steps of the first early_epochs epochs. No weight depends on their number."""
     batch_size: int = 64
-    """Recordings per step."""
+    """Recordings (or windows of a text) per step."""
     bf16: bool = True
     """Autocast to bfloat16 on a GPU (a CPU computes in float32)."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
@@ -255,16 +285,27 @@ class Recipe:
             )
 
     def _check_task(self) -> None:
-        """Refuse settings of the other task, which would change nothing."""
+        """Refuse settings of the other tasks, which would change nothing."""
+        idle = ["mask"] if self.task != "reconstruct" and self.mask != MaskedConfig() else []
         if self.task == "classify":
-            idle = ["mask"] if self.mask != MaskedConfig() else []
-        else:
-            idle = [f"augment.{name}" for name in ("mixup", "cutmix") if getattr(self.augment, name)]
+            idle += ["loss.logit_penalty"] if self.loss.logit_penalty else []
+        elif self.task == "reconstruct":
+            idle += [f"augment.{name}" for name in ("mixup", "cutmix") if getattr(self.augment, name)]
             idle += ["loss"] if self.loss != Loss() else []
+        else:
+            idle += ["augment"] if self.augment != Augment() else []
+            idle += ["loss"] if replace(self.loss, logit_penalty=0.0) != Loss() else []
+            idle += ["pretrain"] if self.pretrain is not None else []
         if idle:
             raise ValueError(
                 f"The recipe's task is {self.task!r}, and {', '.join(idle)} changes nothing in it; expected the "
-                f"defaults. mask is for --task reconstruct; loss, mixup and cutmix, which need labels, for classify."
+                "defaults. mask is for --task reconstruct; loss, mixup and cutmix, which need labels, for classify; "
+                "loss.logit_penalty for language, which has --init in the place of pretrain."
+            )
+        if self.task == "language" and self.data.windows < self.batch_size:
+            raise ValueError(
+                f"Data.windows is {self.data.windows}, and batch_size {self.batch_size}: an epoch has no whole batch. "
+                "Raise --data.windows, or lower --batch-size."
             )
 
     def to_json(self) -> dict[str, Any]:

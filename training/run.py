@@ -25,6 +25,7 @@ import spikeloom
 from spikeloom.models import model_config
 from spikeloom.models.files import load_weights, read_weights
 from spikeloom.training import network, snapshot
+from spikeloom.training.announce import announcement
 from spikeloom.training.checkpoint import (
     Description,
     check_classes,
@@ -36,7 +37,7 @@ from spikeloom.training.checkpoint import (
     save_checkpoint,
     write_atomic,
 )
-from spikeloom.training.data import Batches, load_test, load_train
+from spikeloom.training.data import AnyBatches, batches_of, load_test, load_train, outputs_of, sample_of
 from spikeloom.training.firing import Firing, count_spikes
 from spikeloom.training.interrupt import Interruption, TrainingInterrupted, watch
 from spikeloom.training.log import RunLog, epoch_bar, epoch_line
@@ -52,7 +53,8 @@ from spikeloom.training.loop import (
 )
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 from spikeloom.training.recipes import get_recipe
-from spikeloom.training.sources import Recordings, check_augment, classes_of, source
+from spikeloom.training.sources import Part, check_augment, classes_of, source
+from spikeloom.training.text_batches import check_tokenizer
 
 RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
 
@@ -81,8 +83,8 @@ class Stage:
     recipe: Recipe
     folder: Path
     model: nn.Module
-    train: Recordings
-    validation: Recordings | None
+    train: Part
+    validation: Part | None
     random: Tensor
 
 
@@ -95,8 +97,8 @@ class Session:
     root: Path
     console: Console
     log: RunLog
-    train: Batches
-    validation: Batches | None
+    train: AnyBatches
+    validation: AnyBatches | None
     classes: tuple[str, ...] | None
 
 
@@ -142,10 +144,11 @@ def fit(
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, device: torch.device, packed: Recordings | None = None
+    model: nn.Module, recipe: Recipe, device: torch.device, packed: Part | None = None
 ) -> tuple[Tally, dict[str, Firing]]:
     """Loss, accuracy and firing rates of a model on the device, on the test part (or on `packed`)."""
-    batches = Batches(load_test(recipe.data) if packed is None else packed, recipe.data, recipe.batch_size, device)
+    part = load_test(recipe.data) if packed is None else packed
+    batches = batches_of(part, recipe.data, recipe.batch_size, device)
     with count_spikes(model) as firing:
         tally = evaluate(model, batches, recipe, device)
     return tally, firing
@@ -175,12 +178,15 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool, console: Console) -> li
     begun = find_checkpoint(folder)
     first = _first_stage(recipe) if begun is None else None
     torch.manual_seed(recipe.seed)
-    model = network.build(recipe, source(recipe.data).num_classes)
+    model = network.build(recipe, outputs_of(recipe.data))
     if recipe.init is not None:
         _initialise(model, Path(recipe.init), console)
     train, validation = load_train(recipe.data)
+    if recipe.init is not None:
+        check_tokenizer(require_checkpoint(Path(recipe.init)), train)
     if begun is not None:
         check_classes(read_description(begun), train)
+        check_tokenizer(begun, train)
     stage = Stage(recipe, folder, model, train, validation, torch.get_rng_state())
     _try_out(stage)
     if first is None or _is_finished(first, folder / PRETRAIN):
@@ -201,7 +207,7 @@ def _try_out(stage: Stage) -> None:
             f"Data.drop_last leaves no batch of {stage.recipe.batch_size} of the {len(stage.train)} recordings to "
             "train on. Lower --batch-size, or pass --data.no-drop-last."
         )
-    one = Batches(stage.train.select(torch.tensor([0])), data, 1, cpu, stage.recipe.augment)
+    one = batches_of(sample_of(stage.train, data), data, 1, cpu, stage.recipe.augment)
     evaluate(stage.model, one, stage.recipe, cpu)
 
 
@@ -236,11 +242,12 @@ def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> 
         root,
         console,
         log,
-        Batches(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
-        None if stage.validation is None else Batches(stage.validation, recipe.data, recipe.batch_size, device),
+        batches_of(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
+        None if stage.validation is None else batches_of(stage.validation, recipe.data, recipe.batch_size, device),
         classes_of(stage.train),
     )
-    _announce(training, session)
+    doing = "pre-training" if folder != root else "training"
+    console.print(announcement(training, session.train, session.validation, doing))
     if checkpoint is not None:
         weights, state = read_weights(checkpoint), read_state(checkpoint)
         snapshot.restore(training, weights, state, session.train.recordings, checkpoint)
@@ -321,22 +328,6 @@ def _initialise(model: nn.Module, path: Path, console: Console) -> None:
     load_weights(model, weights, checkpoint)
 
 
-def _announce(training: Training, session: Session) -> None:
-    recipe, held = session.recipe, session.validation
-    parameters = sum(p.numel() for p in training.model.parameters())
-    where = f"{training.device}" if training.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    unit = source(recipe.data).unit
-    recordings = f"{session.train.recordings:,} {unit}" + (
-        f" and {held.recordings:,} held out" if held is not None else ""
-    )
-    stage = "pre-training " if session.folder != session.root else "training "
-    session.console.print(
-        f"{stage}[bold]{escape(recipe.model)}[/] ({parameters:,} parameters) on {recordings} of "
-        f"[bold]{escape(recipe.data.name)}[/] ({escape(source(recipe.data).says)}), "
-        f"T = {recipe.data.T}, {recipe.epochs} epochs, seed {recipe.seed}, {where}"
-    )
-
-
 def _epochs(training: Training, session: Session) -> None:
     """Train all epochs that are left; log, evaluate and save after each."""
     epochs = training.recipe.epochs
@@ -384,7 +375,7 @@ def save(training: Training, session: Session) -> Path:
     step, epoch = training.step, training.epoch
     description = Description(session.recipe.model, config, session.recipe, step, epoch, session.classes)
     state = snapshot.take(training, session.train.recordings)
-    return save_checkpoint(session.folder, description, snapshot.weights_of(training), state)
+    return save_checkpoint(session.folder, description, snapshot.weights_of(training), state, session.train.tokenizer)
 
 
 def _stop(training: Training, session: Session, interruption: Interruption) -> None:

@@ -21,9 +21,12 @@ from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIO
 from spikeloom.models.config import nearest
 from spikeloom.training.frame_store import StoredFrames, store_frames
 from spikeloom.training.recipe import Augment, Data
+from spikeloom.training.text_batches import Text, check_text, load_text
 
 Recordings = PackedEvents | StoredFrames | Images | ImageFiles
 """What a part is held as: events, frames that were binned when they were read, images, or names of files of images."""
+Part = Recordings | Text
+"""Or a text."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Source:
 
     load: reads its train or test part, with labels. says: what results on it are called. mean, std: of the training
     images, by channel, in units of the full range; empty for events. stored: events are binned when they are read.
-    streamed: images stay in their files. count: finds num_classes where it depends on the files.
+    streamed: images stay in their files. count: finds num_classes where it depends on the files. of_text: token
+    ids, whose number depends on the tokenizer.
     """
 
-    load: Callable[[Data, str], Recordings]
+    load: Callable[[Data, str], Part]
     num_classes: int
     says: str
     mean: tuple[float, ...] = ()
@@ -43,6 +47,7 @@ class Source:
     stored: bool = False
     streamed: bool = False
     count: Callable[[Data], int] | None = None
+    of_text: bool = False
 
     @property
     def of_images(self) -> bool:
@@ -52,6 +57,8 @@ class Source:
     @property
     def unit(self) -> str:
         """What a sample is called, in the plural."""
+        if self.of_text:
+            return "tokens"
         return "images" if self.of_images else "recordings"
 
 
@@ -75,6 +82,7 @@ def check_augment(augment: Augment, data: Data) -> None:
             are; RandAugment is spelled wrong.
     """
     found = source(data)
+    check_text(data, found.of_text)
     if found.of_images and data.crop is not None:
         raise ValueError(f"{data.name} has images, and Data.crop cuts frames of events. Pass --data.crop None.")
     plain = Data()
@@ -144,7 +152,7 @@ def make_rand_augment(augment: Augment, found: Source) -> RandAugment | None:
     return RandAugment.parse(augment.rand_augment, operations=kept, mean=found.mean, interpolation="bicubic")
 
 
-def classes_of(recordings: Recordings) -> tuple[str, ...] | None:
+def classes_of(recordings: Part) -> tuple[str, ...] | None:
     """Names of the classes by label where the files say them; None: they are the data set's own."""
     return recordings.classes if isinstance(recordings, ImageFiles) else None
 
@@ -276,4 +284,7 @@ SOURCES = {
         streamed=True,
         count=_count_classes,
     ),
+    "king_james": Source(load_text, 0, "the King James Bible", of_text=True),
+    "text_file": Source(load_text, 0, "a text", of_text=True),
+    "indexed_text": Source(load_text, 0, "a tokenised text", of_text=True),
 }

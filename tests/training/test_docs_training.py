@@ -18,7 +18,18 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes() if name.endswith("_paper")])
+PAPERS = {name: get_recipe(name).task for name in list_recipes() if name.endswith("_paper")}
+
+
+@pytest.mark.parametrize("name", [name for name, task in PAPERS.items() if task == "language"])
+def test_a_published_language_model_has_a_row_with_its_numbers(name: str) -> None:
+    recipe = get_recipe(name)
+    data, model, tokenizer, context, epochs = ROWS[name]
+    assert (data, model, tokenizer) == (recipe.data.name, recipe.model, recipe.data.tokenizer)
+    assert (int(context), int(epochs)) == (recipe.data.context, recipe.epochs)
+
+
+@pytest.mark.parametrize("name", [name for name, task in PAPERS.items() if task != "language"])
 def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
     recipe = get_recipe(name)
     data, model, T, epochs, accuracy = ROWS[name]
@@ -38,6 +49,8 @@ def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
         "spikformer_fashion_small",
         "maxformer_fashion_small",
         "cifar10_10min",
+        "spikegpt_char",
+        "char_small",
     ],
 )
 def test_a_small_recipe_has_a_row(name: str) -> None:

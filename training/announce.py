@@ -1,0 +1,28 @@
+"""What a run says before its first step."""
+
+from __future__ import annotations
+
+import torch
+from rich.markup import escape
+
+from spikeloom.training.data import AnyBatches
+from spikeloom.training.loop import Training
+from spikeloom.training.sources import source
+
+
+def announcement(training: Training, train: AnyBatches, held: AnyBatches | None, doing: str) -> str:
+    """The model, its data, the length of the training and the device, in a line with markup. doing: "training"."""
+    recipe = training.recipe
+    parameters = sum(p.numel() for p in training.model.parameters())
+    where = f"{training.device}" if training.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    found = source(recipe.data)
+    recordings = f"{train.recordings:,} {found.unit}" + (
+        f" and {held.recordings:,} held out" if held is not None else ""
+    )
+    length = f"T = {recipe.data.T}, {recipe.epochs} epochs"
+    if found.of_text:
+        length = f"context {recipe.data.context}, {recipe.epochs} epochs of {recipe.data.windows:,} windows"
+    return (
+        f"{doing} [bold]{escape(recipe.model)}[/] ({parameters:,} parameters) on {recordings} of "
+        f"[bold]{escape(recipe.data.name)}[/] ({escape(found.says)}), {length}, seed {recipe.seed}, {where}"
+    )
