@@ -24,19 +24,22 @@ _NEOX_IDS: dict[str, list[int]] = {
     "def f(x):\n    return x": [1545, 269, 9, 89, 2262, 187, 50274, 2309, 1269],
     "        8 spaces": [50270, 25, 8470],
 }
+_PROBE = " a \n\tb \n"  # begins and ends with white space, which some files strip
 
 
 class BPETokenizer:
     """A byte-level BPE of a `tokenizer.json` as the Hugging Face libraries write it; every text has ids.
 
-    Padding, truncation and special tokens that such a file may ask for are not applied: ids are those of the text.
+    Padding, truncation and special tokens that such a file may ask for are not applied: ids are those of the text. Two
+    tokenizers are equal if the library writes them alike.
 
     Args:
         description: the text of the file.
         name: what messages call it.
 
     Raises:
-        ValueError: not such a file, or not byte-level: then some characters would be lost without a word.
+        ValueError: not such a file; not byte-level, or one that loses white space, so that a text would not come back;
+            or one with dropout, so that a text would not always have the same ids.
         ModuleNotFoundError: `tokenizers` is not installed.
     """
 
@@ -52,6 +55,12 @@ class BPETokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        back = self.decode(self.encode(_PROBE))
+        if back != _PROBE:
+            raise ValueError(
+                f"{name} reads {_PROBE!r} and gives back {back!r}; expected the same text. Its normalizer, "
+                "pre_tokenizer, model or decoder loses or adds white space: take a byte-level file such as GPT-2's."
+            )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -61,6 +70,14 @@ class BPETokenizer:
             return cls(path.read_text(encoding="utf-8"), str(path))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not JSON in UTF-8 ({error}). Is it another file under this name?") from error
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BPETokenizer):
+            return NotImplemented
+        return self._written() == other._written()
+
+    def __hash__(self) -> int:
+        return hash(self._written())
 
     def encode(self, text: str) -> Tokens:
         """Ids `[N]` of a text. How one part is cut depends on its neighbours, so give whole documents.
@@ -82,7 +99,10 @@ class BPETokenizer:
 
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` into a folder, for `load_tokenizer`; returns the file."""
-        return write_description(folder, {"kind": self.kind, "tokenizer": json.loads(self._tokenizer.to_str())})
+        return write_description(folder, {"kind": self.kind, "tokenizer": json.loads(self._written())})
+
+    def _written(self) -> str:
+        return str(self._tokenizer.to_str())
 
 
 def check_neox_20b(tokenizer: Tokenizer) -> None:
@@ -123,11 +143,17 @@ def _check_byte_level(description: str, library: Any, name: str) -> None:
         raise ValueError(f"{name} has no 'model' with a 'vocab'. Expected a file such as 20B_tokenizer.json.")
     if model.get("type") not in ("BPE", None):
         raise ValueError(f"{name} is a {model['type']} tokenizer; expected BPE.")
-    if '"ByteLevel"' not in json.dumps(table.get("pre_tokenizer")):  # alone, or one of a sequence
+    if model.get("dropout"):
         raise ValueError(
-            f"{name} is not byte-level, so it may have no ids for some characters. Expected a byte-level BPE such as "
-            "GPT-2's or GPT-NeoX's, with a pre_tokenizer of type ByteLevel."
+            f"{name} has a model with dropout {model['dropout']}, so a text has other ids each time; expected none. "
+            'Write "dropout": null into the file.'
         )
+    for part in ("pre_tokenizer", "decoder"):
+        if '"ByteLevel"' not in json.dumps(table.get(part)):  # alone, or one of a sequence
+            raise ValueError(
+                f"{name} is not byte-level, so texts may not come back from their ids: it has no {part} of type "
+                "ByteLevel. Expected a byte-level BPE such as GPT-2's or GPT-NeoX's."
+            )
     absent = sorted(_utf8_symbols(library) - set(model["vocab"]))
     if absent:
         raise ValueError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from spikeloom.datasets.token_ids import Ids, Tokens, as_ids, token_dtype, unknown_characters, write_description
+from spikeloom.datasets.token_ids import Ids, Tokens, as_ids, token_dtype, unknown_characters, utf8, write_description
 
 _PIECE = 1 << 20  # characters encoded together, four bytes each
 
@@ -28,7 +29,7 @@ class CharacterTokenizer:
             does with a space; None (default): they are an error.
 
     Raises:
-        ValueError: no characters, one twice, or an `unknown` that is none of them.
+        ValueError: no characters, one twice, a lone surrogate, or an `unknown` that is none of them.
     """
 
     kind = "characters"
@@ -36,9 +37,13 @@ class CharacterTokenizer:
     def __init__(self, characters: str, unknown: str | None = None) -> None:
         if not characters:
             raise ValueError("characters is empty; expected a vocabulary of one character or more.")
-        twice = sorted({one for one in characters if characters.count(one) > 1}) if _repeats(characters) else []
+        utf8(characters)  # says where a lone surrogate is
+        twice = sorted(one for one, times in Counter(characters).items() if times > 1)
         if twice:
-            raise ValueError(f"characters holds {twice[:10]} more than once; each character has one id.")
+            raise ValueError(
+                f"characters holds {twice[:10]} more than once; each character has one id: the vocabulary of a text is "
+                "CharacterTokenizer.from_text(text)."
+            )
         if unknown is not None and (len(unknown) != 1 or unknown not in characters):
             raise ValueError(f"unknown is {unknown!r}; expected one character of the vocabulary, or None.")
         self.characters = characters
@@ -59,13 +64,13 @@ class CharacterTokenizer:
         """Read a vocabulary as the official code writes it: a JSON object of id to character, in UTF-16 or UTF-8.
 
         Raises:
-            ValueError: not such a file; the ids are not 0 to V - 1; an entry is not one character.
+            ValueError: not such a file; the ids are not 0 to V - 1, each once; an entry is not one character.
         """
         path = Path(path)
         raw = path.read_bytes()
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            table = json.loads(raw.decode("utf-16" if utf16 else "utf-8-sig"))
+            table = json.loads(raw.decode("utf-16" if utf16 else "utf-8-sig"), object_pairs_hook=_each_once)
         except ValueError as error:
             raise ValueError(
                 f"{path} is not a vocabulary ({error}). Expected JSON such as "
@@ -123,7 +128,7 @@ class CharacterTokenizer:
         Raises:
             ValueError: an id is not from 0 to V - 1.
         """
-        return self._points[as_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le", errors="surrogatepass")
+        return self._points[as_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` into a folder, for `load_tokenizer`; returns the file."""
@@ -145,8 +150,12 @@ def clean_prompt(text: str) -> str:
     return "\n" + "\n".join(line for line in lines if line)
 
 
-def _repeats(characters: str) -> bool:
-    return len(set(characters)) != len(characters)
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name that is there twice, JSON's own reader would take the last entry without a word."""
+    twice = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+    if twice:
+        raise ValueError(f"it has {twice[:10]} more than once; each id has one character")
+    return dict(pairs)
 
 
 def _code_points(text: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from spikeloom.datasets.token_ids import CHUNK, Tokens, require_tokens
+from spikeloom.datasets.token_ids import CHUNK, Tokens, part_beside, require_tokens
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -113,9 +112,9 @@ def write_indexed(prefix: str | Path, documents: Iterable[Tokens], dtype: DTypeL
         raise ValueError(f"dtype is {np.dtype(dtype).name}; a file of tokens has one of {names}.")
     parts: list[Path] = []
     try:
-        parts.append(_part(binary))
+        parts.append(part_beside(binary))
         sizes = _write_tokens(parts[0], documents, kind)
-        parts.append(_part(index))
+        parts.append(part_beside(index))
         with parts[1].open("wb") as file:
             file.write(_HEADER.pack(_MAGIC, _VERSION, code, len(sizes), len(sizes) + 1))
             file.write(sizes.astype("<i4").tobytes())
@@ -136,12 +135,6 @@ def _paths(prefix: str | Path) -> tuple[Path, Path]:
     if path.suffix in (".bin", ".idx"):
         raise ValueError(f"prefix is {str(path)!r}; give it without {path.suffix}: {str(path.with_suffix(''))!r}.")
     return path.with_name(path.name + ".bin"), path.with_name(path.name + ".idx")
-
-
-def _part(path: Path) -> Path:
-    """An empty file beside `path`, of a name of its own."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as part:
-        return Path(part.name)
 
 
 def _write_tokens(path: Path, documents: Iterable[Tokens], kind: np.dtype[Any]) -> NDArray[np.int64]:

@@ -134,6 +134,7 @@ class PackedEvents:
                 np.savez(part, **arrays)
                 part.flush()
                 os.fsync(part.fileno())  # the bytes must be on disk before the name points to them
+                os.chmod(part.name, 0o644)  # files of tempfile are for their owner alone
                 os.replace(part.name, path)
             except BaseException:
                 Path(part.name).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeloom.datasets.token_ids import Tokens, require_tokens
+from spikeloom.datasets.token_ids import Ids, Tokens, as_integers, require_tokens
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out
 
@@ -47,10 +47,10 @@ class TextWindows:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
-        mixed = np.random.SeedSequence((seed, _STREAM, epoch, batch)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        starts = torch.randint(0, len(self.tokens) - (self.context + 1), (batch_size,), generator=generator)
-        return self.at(starts.numpy())
+        # NumPy rejects and draws again, so the starts of a text of any length are uniform; torch.randint takes a
+        # remainder, which favours the first ones of a long text
+        generator = np.random.default_rng(np.random.SeedSequence((seed, _STREAM, epoch, batch)))
+        return self.at(generator.integers(0, len(self.tokens) - (self.context + 1), batch_size))
 
     def sliding(self, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All windows `stride` apart, for evaluation: each token but the first is a target once.
@@ -78,11 +78,16 @@ class TextWindows:
             )
         return 1 + -(-self._last // stride)
 
-    def at(self, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets `[B, context]` of the windows that begin at `starts` `[B]`."""
-        if len(starts) and (starts.min() < 0 or starts.max() > self._last):
-            raise ValueError(f"starts are from {starts.min()} to {starts.max()}; expected 0 to {self._last}.")
-        places = starts[:, None] + np.arange(self.context + 1)  # [B, context + 1]
+    def at(self, starts: Ids) -> tuple[Tensor, Tensor]:
+        """Inputs and targets `[B, context]` of the windows that begin at `starts` `[B]`.
+
+        Raises:
+            ValueError: starts are not one-dimensional integers, or a window reaches beyond the text.
+        """
+        first = as_integers(starts, "starts")
+        if len(first) and (first.min() < 0 or first.max() > self._last):
+            raise ValueError(f"starts are from {first.min()} to {first.max()}; expected 0 to {self._last}.")
+        places = first.astype(np.int64)[:, None] + np.arange(self.context + 1)  # [B, context + 1]
         windows = torch.from_numpy(np.asarray(self.tokens[places]).astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

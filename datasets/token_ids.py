@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -81,12 +81,34 @@ def check_tokens(tokens: Tokens, vocab_size: int) -> None:
 
 
 def as_ids(ids: Ids, vocab_size: int) -> Tokens:
-    """Ids `[N]` of any kind as a checked array, for `decode`."""
-    found = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if found.size == 0 and found.ndim == 1:
-        return np.empty(0, dtype=np.int64)
-    require_tokens(found, "ids")
+    """Ids `[N]` of any kind as a checked array, for `decode`.
+
+    Raises:
+        ValueError: they are not one-dimensional integers, or one is not from 0 to vocab_size - 1.
+    """
+    found = as_integers(ids, "ids")
     check_tokens(found, vocab_size)
+    return found
+
+
+def as_integers(numbers: Ids, name: str) -> Tokens:
+    """Integers `[N]` of any kind as an array; a list may be empty.
+
+    Raises:
+        ValueError: a ragged list, another type (floating tensors too), or more dimensions or fewer.
+    """
+    if isinstance(numbers, Tensor):
+        if numbers.is_floating_point():  # NumPy lacks some of these types
+            raise ValueError(f"{name} is a tensor of type {numbers.dtype}; expected integers [N], such as int64.")
+        found = numbers.detach().cpu().numpy()
+    elif isinstance(numbers, list | tuple) and not numbers:
+        return np.empty(0, dtype=np.int64)
+    else:
+        try:
+            found = np.asarray(numbers)
+        except ValueError as error:  # NumPy: "inhomogeneous shape"
+            raise ValueError(f"{name} is a ragged list; expected integers [N].") from error
+    require_tokens(found, name)
     return found
 
 
@@ -117,15 +139,27 @@ def write_description(folder: str | Path, description: dict[str, Any]) -> Path:
     """Write `tokenizer.json`: an interrupted write leaves the old file, never half of a new one."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="ascii", dir=path.parent, prefix=FILE, suffix=".part", delete=False
-    ) as part:
-        try:
-            json.dump(description, part)
-            part.flush()
-            os.fsync(part.fileno())
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    part = part_beside(path)
+    try:
+        with part.open("w", encoding="ascii") as file:
+            json.dump(description, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
+
+
+def part_beside(path: Path) -> Path:
+    """An empty file beside `path`, of a name of its own, with the mode that `open` gives any new file.
+
+    Files of `tempfile` are for their owner alone (0600), and would stay so under their last name.
+    """
+    while True:
+        part = path.with_name(f"{path.name}{secrets.token_hex(4)}.part")
+        try:
+            part.open("xb").close()
+        except FileExistsError:
+            continue
+        return part

@@ -8,7 +8,7 @@ nm; estimated). Zeros are multiplied too, in both columns.
     channel-mix         9 C^2 L rate  AC       9 C^2 L  MAC
     WKV                 6 C L  MAC             6 C L  MAC
     token shift         -                      10 C L  MAC       mixtures of a token with the one before
-    gates               -                      2 C L  MAC
+    gates               -                      2 C L  MAC        in eval mode
     residual additions  -                      rate C  AC        per LIF
     head                V C  MAC               V C  MAC          listed apart from the rest
 
@@ -16,7 +16,8 @@ The convention of the paper (Zhu et al. 2023, "SpikeGPT", arXiv:2302.13939) is o
 no script. `rate` is there that of the neurons whose spikes were added last to what the mixer reads: for a channel-mix
 the first LIF of its block, for a time-mix the second one of the block before, in block 0 the embedding. Strictly an AC
 needs an operand that is a spike: the residual additions alone, as every matrix reads a LayerNorm or a real product.
-Each multiplication of WKV and token shift is taken as a MAC, although some are not followed by an addition. The ANN to
+Each multiplication of WKV and token shift is taken as a MAC, although some are not followed by an addition. Count in
+eval mode: in training dropout multiplies too, by a mask, and its C L products would be among the gates. The ANN to
 compare with is the same network: a MAC per product of a matrix, and dense residual additions where these are counted.
 (The paper's table compares with a Transformer, whose attention takes 2 T C per token of T in the place of WKV.)
 

@@ -90,6 +90,7 @@ def write_atomic(path: Path, text: str) -> None:
             part.write(text)
             part.flush()
             os.fsync(part.fileno())
+            os.chmod(part.name, 0o644)  # files of tempfile are for their owner alone
             os.replace(part.name, path)
         except BaseException:
             Path(part.name).unlink(missing_ok=True)

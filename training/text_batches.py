@@ -146,13 +146,6 @@ def check_text(data: Data, of_text: bool) -> None:
         )
 
 
-def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give the same ids, as far as that can be told: two of BPE are compared by their size."""
-    if isinstance(one, BPETokenizer) and isinstance(other, BPETokenizer):
-        return one.vocab_size == other.vocab_size
-    return one == other
-
-
 def check_tokenizer(checkpoint: Path, text: object) -> None:
     """Refuse a text whose ids mean something else than those that a checkpoint's network has learned.
 
@@ -162,7 +155,7 @@ def check_tokenizer(checkpoint: Path, text: object) -> None:
     if not isinstance(text, Text) or not (checkpoint / FILE).is_file():
         return
     learned = load_tokenizer(checkpoint)
-    if not same_tokenizer(learned, text.tokenizer):
+    if learned != text.tokenizer:
         raise ValueError(
             f"{checkpoint} was trained with another tokenizer ({type(learned).__name__}, {learned.vocab_size} ids) "
             f"than that of the text now ({type(text.tokenizer).__name__}, {text.tokenizer.vocab_size} ids), whose ids "

@@ -48,7 +48,10 @@ struct Walk {
     long long at;       // of the first token, in elements
     real w, u;
 };
-LOOM_INLINE real decay_of(const Arguments& a, index_t channel) { return -loom_exp(a.time_decay[channel]); }
+// Finite also where exp overflows (time_decay > 88.7), as 0 times infinity were NaN; of such a past nothing is left.
+LOOM_INLINE real decay_of(const Arguments& a, index_t channel) {
+    return -loom_min(loom_exp(a.time_decay[channel]), real(1e30));
+}
 LOOM_INLINE bool find(const Arguments& a, int chunks, Walk& here) {
     const index_t i = blockIdx.x * blockDim.x + threadIdx.x;
     here.chunk = i / a.lanes, here.lane = i - here.chunk * a.lanes;

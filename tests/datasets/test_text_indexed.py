@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,16 @@ def test_the_layout_is_written_byte_by_byte(tmp_path: Path) -> None:
     assert (tmp_path / "v1.0.idx").read_bytes() == INDEX
     assert (tmp_path / "v1.0.bin").read_bytes() == BINARY
     assert sorted(file.name for file in tmp_path.iterdir()) == ["v1.0.bin", "v1.0.idx"]
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            write_indexed(tmp_path / "text", DOCUMENTS)
+        finally:
+            os.umask(before)
+        assert [stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()] == [mode, mode]
 
 
 def test_the_layout_is_read(pair: Path) -> None:

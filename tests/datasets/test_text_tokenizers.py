@@ -90,6 +90,11 @@ def test_a_folder_holds_the_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> N
     assert type(again) is type(tokenizer)
     assert again.vocab_size == tokenizer.vocab_size
     assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    if not isinstance(tokenizer, ByteTokenizer):
+        assert again == tokenizer
+        assert hash(again) == hash(tokenizer)
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_ids_out_of_range_are_refused(tokenizer: Tokenizer) -> None:
@@ -102,6 +107,13 @@ def test_ids_out_of_range_are_refused(tokenizer: Tokenizer) -> None:
         tokenizer.decode(torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="float64"):
         tokenizer.decode(np.zeros(2))
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match=f"ids is a tensor of type {dtype}; expected integers"):
+            tokenizer.decode(torch.zeros(2, dtype=dtype))
+    with pytest.raises(ValueError, match="ids is a ragged list"):
+        tokenizer.decode([[1], [1, 2]])  # type: ignore[list-item]
+    for empty in ([], np.zeros(0, np.uint8), torch.zeros(0, dtype=torch.int64)):
+        assert tokenizer.decode(empty) == ""
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -109,6 +121,22 @@ def test_a_lone_surrogate_is_named(kind: str, request: pytest.FixtureRequest) ->
     found = ByteTokenizer() if kind == "bytes" else BPETokenizer.from_file(request.getfixturevalue("bpe_file"))
     with pytest.raises(ValueError, match=r"\(U\+D800\) at 2 \(positions.*remove them"):
         found.encode("ab\ud800")
+
+
+def test_a_vocabulary_without_lone_surrogates(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(U\+DC00\) at 2 \(positions.*remove them"):
+        CharacterTokenizer("ab\udc00")
+    (tmp_path / "vocabulary.json").write_text('{"0": "a", "1": "\\ud800"}')
+    with pytest.raises(ValueError, match=r"\(U\+D800\) at 1"):
+        CharacterTokenizer.from_vocabulary(tmp_path / "vocabulary.json")
+    assert CharacterTokenizer("a b", unknown=" ").encode("a\ud800").tolist() == [0, 1]
+
+
+def test_a_text_is_no_vocabulary() -> None:
+    """Found at once: looking for every character in the whole text would take minutes."""
+    text = "the fox\n" * 250_000
+    with pytest.raises(ValueError, match=r"more than once.*the vocabulary of a text is .*from_text\(text\)"):
+        CharacterTokenizer(text)
 
 
 def test_bytes_are_utf8_and_half_a_character_is_marked() -> None:
@@ -181,9 +209,10 @@ def test_the_official_vocabulary_file(tmp_path: Path) -> None:
         ('{"0": "a", "1": "bc"}', "'bc' for id 1"),
         ('{"0": "a", "1": 5}', "5 for id 1"),
         ('{"0": "a", "1": "a"}', "more than once"),
+        ('{"0": "a", "1": "b", "1": "c"}', r"has \['1'\] more than once; each id has one character"),
         ('{"0": "a"', "not a vocabulary"),
     ],
-    ids=["list", "empty", "gap", "two_characters", "number", "twice", "cut_off"],
+    ids=["list", "empty", "gap", "two_characters", "number", "twice", "repeated_id", "cut_off"],
 )
 def test_a_wrong_vocabulary_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_bytes(content.encode("utf-16"))
@@ -229,6 +258,28 @@ def test_bpe_applies_neither_truncation_nor_padding(bpe_file: Path) -> None:
     assert found.decode(found.encode("the<|endoftext|>fox")) == "the<|endoftext|>fox"
 
 
+def test_bpe_is_compared_by_what_it_does(bpe_file: Path) -> None:
+    found, table = BPETokenizer.from_file(bpe_file), json.loads(bpe_file.read_text())
+    assert found == BPETokenizer(json.dumps(table), "another name")
+    vocab = table["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    other = BPETokenizer(json.dumps(table))
+    assert other.vocab_size == found.vocab_size
+    assert other != found
+    assert len({found, other, BPETokenizer.from_file(bpe_file)}) == 2
+    assert found != ByteTokenizer()
+
+
+def strip(left: bool) -> dict[str, Any]:
+    """A normalizer that strips white space on one side."""
+    return {"type": "Strip", "strip_left": left, "strip_right": not left}
+
+
+def split_words(table: dict[str, Any]) -> dict[str, Any]:
+    """A pre_tokenizer that is byte-level, of words alone."""
+    return {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, table["pre_tokenizer"]]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -237,9 +288,14 @@ def test_bpe_applies_neither_truncation_nor_padding(bpe_file: Path) -> None:
         (lambda table: table.update(pre_tokenizer=None), "is not byte-level"),
         (lambda table: table["model"]["vocab"].pop("Ġ"), "lacks ids for 1 of the 243 bytes"),
         (lambda table: table.pop("model"), "no 'model'"),
-        (lambda table: table.update(decoder={"type": "Nonsense"}), "cannot be read by tokenizers"),
+        (lambda table: table.update(normalizer={"type": "Nonsense"}), "cannot be read by tokenizers"),
+        (lambda table: table["model"].update(dropout=0.1), "dropout 0.1, so a text has other ids each time"),
+        (lambda table: table.update(decoder=None), "no decoder of type ByteLevel"),
+        (lambda table: table.update(normalizer=strip(left=True)), r"reads ' a \\n\\tb \\n' and gives back 'a \\n"),
+        (lambda table: table.update(normalizer=strip(left=False)), r"gives back ' a \\n\\tb'"),
+        (lambda table: table.update(pre_tokenizer=split_words(table)), "gives back 'ab'"),
     ],
-    ids=["model", "whitespace", "none", "byte", "no_model", "library"],
+    ids=["model", "whitespace", "none", "byte", "no_model", "library", "dropout", "decoder", "left", "right", "words"],
 )
 def test_other_tokenizer_files_are_refused(
     change: Callable[[dict[str, Any]], object], message: str, bpe_file: Path, tmp_path: Path

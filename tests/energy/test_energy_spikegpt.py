@@ -79,6 +79,13 @@ def line(column: Column, part: str) -> Line:
     return found
 
 
+def test_dropout_in_training_is_among_the_gates() -> None:
+    """So counts are taken in eval mode, as the module says."""
+    model = firing(dropout=0.1)
+    assert line(strict_convention(counted(model)), "gates").mac == 2 * C * L
+    assert line(strict_convention(counted(model.train())), "gates").mac == 3 * C * L
+
+
 def test_strictly_every_matrix_is_a_mac_and_spikes_are_added_only_to_the_residual() -> None:
     model = firing()
     column, rates = strict_convention(counted(model)), spikes_by_hook(model)

@@ -195,6 +195,17 @@ def test_large_keys(emulated: None, monkeypatch: pytest.MonkeyPatch, size: float
     agree(results(weighted_means, given, torch.float64), results(loop, given, torch.float64), torch.float64)
 
 
+@pytest.mark.parametrize("decay", [88.8, 100.0, 700.0])
+def test_decays_whose_exponential_overflows(emulated: None, monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+    """Nothing is left of the past: finite, and the loop's in double precision, which holds e^700."""
+    monkeypatch.setattr(chunked, "cut", lambda T, lanes, processors: (16, -(-T // 16)))
+    given = case(45, 2, 3, torch.float32, state=True)
+    given[2] = torch.tensor([decay, -1.0, decay])
+    found = results(weighted_means, given, torch.float32)
+    assert all(bool(t.isfinite().all()) for t in found.values())
+    agree(found, results(loop, given, torch.float64), torch.float32)
+
+
 def test_the_first_token_is_its_value(emulated: None) -> None:
     k, v, *params = case(64, 2, 3, torch.float32, state=False, size=50.0)
     assert torch.equal(weighted_means(k, v, *params)[0][0], v[0])
