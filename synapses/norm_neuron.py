@@ -109,13 +109,7 @@ class NormNeuron(nn.Module):
         Raises:
             ValueError: x or offset is of another shape, or offset on another device than x.
         """
-        if x.dim() < 3 or x.shape[2] != self.num_features:
-            raise ValueError(f"NormNeuron takes [T, B, C, ...] with C = {self.num_features}, got shape {list(x.shape)}")
-        if offset is not None and (offset.shape != (self.num_features,) or offset.device != x.device):
-            raise ValueError(
-                f"NormNeuron got an offset of shape {list(offset.shape)} on {offset.device}; expected "
-                f"[{self.num_features}], one number per channel, on {x.device}, where x is."
-            )
+        self._check(x, offset)
         inputs = [x] if residual is None else [x, residual]
         program = self._program(residual is not None)
         runtime = self.neuron.runtime()
@@ -134,21 +128,34 @@ class NormNeuron(nn.Module):
                 final=return_state,
             )
         else:
-            real = torch.float64 if x.dtype == torch.float64 else torch.float32
-            scale = self.weight.to(real) * torch.rsqrt(self.running_var.to(real) + self.eps)
-            mean = self.running_mean.to(real)
-            shift = self.bias.to(real) - (mean if offset is None else mean - offset.to(real)) * scale
-            shape = (-1, *[1] * (x.dim() - 3))
             outputs, final = weave(
                 program,
                 inputs,
-                {SCALE: scale.view(shape), SHIFT: shift.view(shape), **runtime},
+                {**self._affine(x, offset), **runtime},
                 state=state,
                 backend=self.neuron.backend,
                 final=return_state,
             )
         result = outputs if self.emit else outputs[0]
         return (result, final) if return_state else result
+
+    def _check(self, x: Tensor, offset: Tensor | None) -> None:
+        if x.dim() < 3 or x.shape[2] != self.num_features:
+            raise ValueError(f"NormNeuron takes [T, B, C, ...] with C = {self.num_features}, got shape {list(x.shape)}")
+        if offset is not None and (offset.shape != (self.num_features,) or offset.device != x.device):
+            raise ValueError(
+                f"NormNeuron got an offset of shape {list(offset.shape)} on {offset.device}; expected "
+                f"[{self.num_features}], one number per channel, on {x.device}, where x is."
+            )
+
+    def _affine(self, x: Tensor, offset: Tensor | None) -> dict[str, Tensor]:
+        """Scale and shift of the running statistics, a value for each channel of x."""
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale = self.weight.to(real) * torch.rsqrt(self.running_var.to(real) + self.eps)
+        mean = self.running_mean.to(real)
+        shift = self.bias.to(real) - (mean if offset is None else mean - offset.to(real)) * scale
+        shape = (-1, *[1] * (x.dim() - 3))
+        return {SCALE: scale.view(shape), SHIFT: shift.view(shape)}
 
     def current(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `layer` in front makes of x, and the bias that it left out, to be passed to `forward` as `offset`.
