@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from _cases import FORWARD, HOST_US, L2_BYTES, TRAIN, Case, Target, saved_target, targets
 from _memory import peak_bytes, saved_bytes
-from _ours import Implementation, Pass, captured, ours
+from _ours import Implementation, Pass, ours
 from _peers import peers
+from _steps import graph_of
 from _timing import Job, Outcome, failure_text, host_cost, race
 
 RIVALS = {
@@ -115,7 +116,7 @@ def _memory(step: Pass, device: torch.device) -> dict[str, Any]:
 def _graph_times(step: Pass, run: Run) -> dict[str, Any]:
     """Forward and backward replayed as a CUDA graph."""
     try:
-        graph = captured(step)
+        graph = graph_of(step)
     except Exception as error:  # whatever capture refuses is a result too
         return Outcome(failure=failure_text(error)).as_json()
     job = Job("graph", lambda: None, graph.replay)

@@ -75,19 +75,3 @@ class Pass:
         if held is None:
             held = self._cotangents[spikes.dtype] = torch.randn_like(spikes)
         return held
-
-
-def captured(step: Pass) -> torch.cuda.CUDAGraph:
-    """One call of `step` as a CUDA graph, gradients in the graph's own memory."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step.prepare()
-            step.call()
-    torch.cuda.current_stream().wait_stream(side)
-    step.prepare()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step.call()
-    return graph

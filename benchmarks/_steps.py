@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -52,8 +52,17 @@ def built(make: Callable[[], Step], device: torch.device) -> tuple[Step, dict[st
     return step, {"start_up_s": start_up} | ({} if step.replays else {"peak_mib": peak / 2**20})
 
 
-def captured(step: Step) -> Step:
-    """The step as a CUDA graph; its gradients stay where the capture put them."""
+class Prepared(Protocol):
+    """A call, and what is done before it outside of the timed part."""
+
+    @property
+    def prepare(self) -> Callable[[], Any]: ...
+    @property
+    def call(self) -> Callable[[], Any]: ...
+
+
+def graph_of(step: Prepared) -> torch.cuda.CUDAGraph:
+    """One call of the step as a CUDA graph, gradients in the graph's own memory."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -65,4 +74,10 @@ def captured(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step.call()
+    return graph
+
+
+def captured(step: Step) -> Step:
+    """The step as a CUDA graph; its gradients stay where the capture put them."""
+    graph = graph_of(step)
     return Step(graph.replay, keep=(graph, step), replays=True)

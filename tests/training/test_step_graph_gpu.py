@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from spikeloom_tests.training.pretended_graphs import ListedBatches
+from spikeloom_tests.training.pretended_graphs import ListedBatches, tensors, train
 from torch import Tensor, nn
 
 from spikeloom.training import Optim, Recipe, fit, snapshot
@@ -63,26 +63,6 @@ def batches(sizes: tuple[int, ...] = SIZES, spoiled: int | None = None) -> Liste
         frames = torch.randn(3, B, 6, generator=generator)
         made.append(((frames / 0.0 if number == spoiled else frames).to(GPU), (torch.arange(B) % 4).to(GPU)))
     return ListedBatches(made)
-
-
-def train(training: Training, data: ListedBatches, epochs: int) -> list[float]:
-    """Mean losses of the epochs."""
-    found = []
-    for _ in range(epochs):
-        tally = training.tally  # of the epoch that begins; complete once it has ended
-        deque(train_epoch(training, data), maxlen=0)  # type: ignore[arg-type]
-        found.append(tally.mean_loss)
-    return found
-
-
-def tensors(training: Training) -> dict[str, Tensor]:
-    """All that a step changes."""
-    found = {f"model.{name}": value for name, value in training.model.state_dict().items()}
-    assert training.ema is not None
-    found |= {f"ema.{name}": value for name, value in training.ema.weights.items()}
-    for number, values in training.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    return {name: value.clone() for name, value in found.items()}
 
 
 def assert_alike(one: Training, other: Training) -> None:
