@@ -1,4 +1,4 @@
-"""Several implementations of one step: peak memory of each alone, then times in turn."""
+"""Several implementations of one step: peak memory of each as it is built, then times in turn."""
 
 from __future__ import annotations
 
@@ -22,23 +22,14 @@ STATE = (
 def contest(makers: Mapping[str, Callable[[], Step]], device: torch.device, repetitions: int) -> Results:
     """Time and, on a GPU, peak memory and seconds until the third step.
 
-    Each is built alone for its peak and dropped; then all are built and timed in turn. What finds no memory beside the
-    others is timed alone, after them, and `timed_alone` says so.
+    One is built after the other, and its peak counted from what was allocated before. What finds no memory beside the
+    others is built and timed alone, after them, and `timed_alone` says so.
     """
-    results: Results = {name: {} for name in makers}
-    if device.type == "cuda":
-        for name, make in makers.items():
-            results[name] = _alone(make, device)
-            print(name, results[name], flush=True)
+    results = _round(makers, device, repetitions)
+    for name, make in makers.items():
+        if device.type == "cuda" and len(makers) > 1 and results[name].get("failure") == OUT_OF_MEMORY:
             free(device)
-    left = {name: make for name, make in makers.items() if "failure" not in results[name]}
-    for name, found in _race(left, device, repetitions).items():
-        results[name] |= found
-    for name, make in left.items():
-        if device.type == "cuda" and len(left) > 1 and results[name].get("failure") == OUT_OF_MEMORY:
-            free(device)
-            del results[name]["failure"]
-            results[name] |= _race({name: make}, device, repetitions)[name] | {"timed_alone": True}
+            results[name] = _round({name: make}, device, repetitions)[name] | {"timed_alone": True}
     free(device)
     return results
 
@@ -50,25 +41,23 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _alone(make: Callable[[], Step], device: torch.device) -> dict[str, Any]:
-    try:
-        return built(make, device)[1]
-    except Exception as error:  # a peer may raise anything; the run goes on without it
-        return {"failure": failure_text(error)}
-
-
-def _race(makers: Mapping[str, Callable[[], Step]], device: torch.device, repetitions: int) -> Results:
-    """Build all, time them in turn, and let go of them."""
-    found: Results = {}
+def _round(makers: Mapping[str, Callable[[], Step]], device: torch.device, repetitions: int) -> Results:
+    """Build all and time them in turn."""
+    results: Results = {}
     jobs = []
     for name, make in makers.items():
         try:
-            step = make()
-        except Exception as error:
-            found[name] = {"failure": failure_text(error)}
+            step, results[name] = built(make, device)
+        except Exception as error:  # a peer may raise anything; the run goes on without it
+            results[name] = {"failure": failure_text(error)}
+            free(device)
             continue
+        if device.type == "cuda":
+            print(name, results[name], flush=True)
         jobs.append(Job(name, step.prepare, _held(step), True))
-    return found | {name: outcome.as_json() for name, outcome in race(jobs, device, repetitions).items()}
+    for name, outcome in race(jobs, device, repetitions).items():
+        results[name] |= outcome.as_json()
+    return results
 
 
 def _held(step: Step) -> Callable[[], Any]:

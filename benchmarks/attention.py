@@ -7,7 +7,7 @@ Forward and backward under autocast to each dtype. Whole networks: models.py.
 Implementations take turns, round by round; a GPU is timed by events with an idle queue before each call, so the host's
 time is in it. `graph`: the same call replayed as a CUDA graph. `compiled`: `torch.compile` of the whole layer.
 SpikingJelly's state is reset outside the timed part; it takes the dtype of x, and with bfloat16 their neurons run as a
-loop of torch operations, which only `compiled` has fused. Memory is the peak of a call, with nothing else built, over
+loop of torch operations, which only `compiled` has fused. Memory is the peak of a call over
 what was allocated before the implementation was built: parameters and gradients are in it.
 """
 

@@ -9,7 +9,7 @@ A training step is forward under bfloat16 autocast, cross entropy of the mean lo
 that lie on the device. Implementations take turns; events around each call with an idle queue, so the host's time is in
 it. `graph`: the same step replayed as a CUDA graph, as the trainer does. `compiled`: `torch.compile` of the whole
 network. SpikingJelly's state is reset outside of the timed part. Peak memory holds parameters, gradients and optimizer;
-it is measured with nothing else built.
+each is counted from what was allocated before it was built.
 
 SpikingJelly's neurons take the dtype of x for their state. Under bfloat16 autocast that is not what their kernels take,
 so they run as a loop of torch operations: `spikingjelly compiled` has it fused, `spikingjelly` is slow with it, and

@@ -13,8 +13,8 @@ published kernel's algorithm, written for this comparison (_wkv_two_pass.py), in
 flash-linear-attention's RWKV-4 operator where it is installed, which keeps the state behind every token, in k's type.
 
 `train`: random ids, autocast, the published loss, clipping and fused AdamW, each step once as calls and once as a CUDA
-graph, events around it with an idle queue. Peak memory holds parameters, gradients and optimizer, with nothing else
-built. --profile: GPU time of the calls by kind of layer, and the matrix products by kernel.
+graph, events around it with an idle queue. Peak memory holds parameters, gradients and optimizer, counted from
+what was allocated before. --profile: GPU time of the calls by kind of layer, and the matrix products by kernel.
 
 `generate`: the text enters in pieces up to a position; from there each token is the most probable one after the last,
 timed until the host has it. What went before is in the state alone. `graph`: a token as a CUDA graph. `x limit`: over
