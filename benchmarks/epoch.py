@@ -1,4 +1,4 @@
-"""An epoch of the recipe `cifar10_10min` on our network and on SpikingJelly's equal one, by the same trainer.
+"""An epoch of the recipe `cifar10_10min`, of four steps, on our network and SpikingJelly's equal one, by one trainer.
 
     python benchmarks/epoch.py --root FOLDER --out benchmarks/results/cifar10_epoch_h100.json
 
@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda")
     recipe = get_recipe("cifar10_10min")
-    recipe = replace(recipe, data=replace(recipe.data, root=options.root, allow_partial=True))
+    recipe = replace(recipe, early_epochs=0, data=replace(recipe.data, root=options.root, allow_partial=True))
     batches = Batches(load_train(recipe.data)[0], recipe.data, recipe.batch_size, device, recipe.augment)
     record: dict[str, Any] = conditions(device, HERE.parent, options.commit)
     record |= {"images": batches.recordings, "batch": recipe.batch_size, "note": STATE, "results": {}}

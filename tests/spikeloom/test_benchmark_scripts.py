@@ -104,7 +104,6 @@ def test_what_finds_no_memory_beside_the_others_is_timed_alone(script: Script, m
         return make
 
     def built(make: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, Any]]:
-        assert not held  # nothing else is built
         return make(), {"peak_mib": 1.0}
 
     race = contest.race

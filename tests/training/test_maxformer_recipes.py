@@ -125,7 +125,7 @@ def test_small_recipes_for_images_take_steps(name: str, tmp_path: Path) -> None:
     root = write_fashion(tmp_path / "data") if grey else write_cifar(tmp_path / "data", 10)
     data = replace(recipe.data, root=str(root), T=2, limit=8, allow_partial=not grey)
     narrow = recipe.model_args | {"embed_dim": 32, "num_heads": 4}
-    short = replace(recipe, data=data, model_args=narrow, epochs=1, batch_size=4)
+    short = replace(recipe, data=data, model_args=narrow, epochs=1, early_epochs=0, batch_size=4)
     result = fit(short, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert math.isfinite(result.test.mean_loss)
     assert result.checkpoint.name == "checkpoint-000002"
@@ -138,5 +138,6 @@ def test_ten_minutes_of_cifar() -> None:
     rates = [learning_rate(step, steps, 281, recipe.optim) for step in range(steps)]
     assert max(rates) == rates[3 * 281 - 1] == recipe.optim.lr
     assert rates[-1] < 1e-8
-    assert recipe.augment.mix_epochs == recipe.epochs - 10
-    assert recipe.augment.rand_augment is None  # torchvision is not needed
+    assert recipe.augment.mix_epochs == recipe.epochs - 8
+    assert 0 < recipe.early_epochs < recipe.augment.mix_epochs
+    assert recipe.augment.rand_operations == "five"
