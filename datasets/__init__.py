@@ -23,6 +23,8 @@ from spikeloom.datasets.bpe_tokenizer import BPETokenizer, check_neox_20b
 from spikeloom.datasets.byte_tokenizer import ByteTokenizer
 from spikeloom.datasets.character_tokenizer import CharacterTokenizer, clean_prompt
 from spikeloom.datasets.cifar10_dvs import CIFAR10DVS, read_aedat2
+from spikeloom.datasets.cochlea import Cochlea
+from spikeloom.datasets.digit_speech import digit_speakers, spoken_digits
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.frame_augment import augment_frames
@@ -35,6 +37,8 @@ from spikeloom.datasets.frames import (
     voxel_grid,
 )
 from spikeloom.datasets.from_images import EventsFromImages
+from spikeloom.datasets.google_speech import speech_commands
+from spikeloom.datasets.heidelberg import shd, ssc
 from spikeloom.datasets.image_augment import (
     cutmix,
     flip_images,
@@ -47,15 +51,19 @@ from spikeloom.datasets.image_files import ImageFiles, read_image_folder
 from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
 from spikeloom.datasets.indexed import IndexedTokens, write_indexed
+from spikeloom.datasets.manifolds import random_manifolds
 from spikeloom.datasets.mnist5k import MNIST5k, saccade_mnist
 from spikeloom.datasets.nmnist import NMNIST, read_bin, write_bin
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.rand_augment import RandAugment
 from spikeloom.datasets.saccades import SaccadeConfig, render_saccades
+from spikeloom.datasets.sequences import Sequences
+from spikeloom.datasets.spike_bins import bin_spikes
 from spikeloom.datasets.text import read_text, read_tokens, split_tokens
 from spikeloom.datasets.text_windows import IGNORED, TextWindows
 from spikeloom.datasets.token_ids import Tokenizer, check_tokens
 from spikeloom.datasets.tokenizer_folder import load_tokenizer
+from spikeloom.datasets.wav import read_wav
 
 __all__ = [
     "CIFAR10DVS",
@@ -64,6 +72,7 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",
+    "Cochlea",
     "DVSGesture",
     "EventClips",
     "Events",
@@ -75,9 +84,11 @@ __all__ = [
     "PackedEvents",
     "RandAugment",
     "SaccadeConfig",
+    "Sequences",
     "TextWindows",
     "Tokenizer",
     "augment_frames",
+    "bin_spikes",
     "check_neox_20b",
     "check_tokens",
     "cifar10",
@@ -85,6 +96,7 @@ __all__ = [
     "clean_prompt",
     "collate",
     "cutmix",
+    "digit_speakers",
     "fashion_mnist",
     "flip_frames",
     "flip_images",
@@ -100,6 +112,7 @@ __all__ = [
     "random_drop",
     "random_erase",
     "random_flip",
+    "random_manifolds",
     "random_polarity_flip",
     "random_rotation",
     "random_shift",
@@ -110,10 +123,15 @@ __all__ = [
     "read_imagenet",
     "read_text",
     "read_tokens",
+    "read_wav",
     "render_saccades",
     "saccade_mnist",
+    "shd",
     "shift_frames",
+    "speech_commands",
     "split_tokens",
+    "spoken_digits",
+    "ssc",
     "time_jitter",
     "to_binary",
     "voxel_grid",

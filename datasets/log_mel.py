@@ -41,22 +41,31 @@ def log_mel(waveform: Tensor, sample_rate: int = RATE, n_mels: int = 140, f_max:
             f"log_mel got {waveform.dtype} {list(waveform.shape)}; expected one channel of floating-point samples, "
             f"[1, L] or [L], with L from 1 to {SAMPLES}. Cut or mix it first."
         )
-    filled = F.pad(mono.double(), (0, SAMPLES - len(mono)))
-    window = torch.hann_window(WINDOW, dtype=torch.float64, device=mono.device)
-    spectrum = torch.stft(halved(filled), WINDOW, HOP, window=window, center=True, return_complex=True)
-    power = spectrum.abs().square()  # [129, 101]
-    mel = mel_filters(n_mels, 50.0, f_max).to(mono.device) @ power
-    return (10 * torch.log10(mel.clamp(min=FLOOR))).t().float().contiguous()
+    return log_mel_batch(F.pad(mono, (0, SAMPLES - len(mono)))[None], n_mels, f_max)[0]
+
+
+def log_mel_batch(waveforms: Tensor, n_mels: int = 140, f_max: float = 14000.0) -> Tensor:
+    """Seconds of speech `[B, 16000]` at 16 kHz -> `[B, 101, n_mels]` in dB, float32."""
+    if waveforms.ndim != 2 or waveforms.shape[1] != SAMPLES or not waveforms.is_floating_point():
+        raise ValueError(
+            f"log_mel_batch got {waveforms.dtype} {list(waveforms.shape)}; expected floating-point [B, {SAMPLES}]."
+        )
+    window = torch.hann_window(WINDOW, dtype=torch.float64, device=waveforms.device)
+    low = halved(waveforms.double())
+    spectrum = torch.stft(low, WINDOW, HOP, window=window, center=True, return_complex=True)
+    power = spectrum.real.square() + spectrum.imag.square()  # [B, 129, 101]
+    mel = mel_filters(n_mels, 50.0, f_max).to(waveforms.device) @ power
+    return (10 * torch.log10(mel.clamp(min=FLOOR))).mT.float().contiguous()
 
 
 def halved(x: Tensor) -> Tensor:
-    """Samples `[L]` at half their rate, `[L / 2]` rounded up."""
+    """Samples `[..., L]` at half their rate, `[..., L / 2]` rounded up."""
     q = 0.99 / 2
     j = torch.arange(-13, 15, dtype=x.dtype, device=x.device)
     u = (j * q).clamp(-6, 6)
     h = q * torch.cos(math.pi * u / 12).square() * torch.sinc(u)
-    padded = F.pad(x, (13, 14 + len(x) % 2))
-    return F.conv1d(padded[None, None], h[None, None], stride=2)[0, 0]
+    padded = F.pad(x, (13, 14 + x.shape[-1] % 2))
+    return F.conv1d(padded.reshape(-1, 1, padded.shape[-1]), h[None, None], stride=2).view(*x.shape[:-1], -1)
 
 
 def mel_filters(n_mels: int, f_min: float, f_max: float) -> Tensor:

@@ -8,6 +8,7 @@ from spikeloom.synapses.dcls import Dcls1d, Dcls2d, Dcls2dK1d
 from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d
 from spikeloom.synapses.delay_conv import DelayConv1d
 from spikeloom.synapses.depthwise import DepthwiseConv2d
+from spikeloom.synapses.integer_delay_conv import IntegerDelayConv1d, integer_
 from spikeloom.synapses.integer_delays import IntegerDelays
 from spikeloom.synapses.layers import (
     AdaptiveAvgPool2d,
@@ -44,6 +45,7 @@ __all__ = [
     "DepthwiseConv2d",
     "Dropout",
     "Flatten",
+    "IntegerDelayConv1d",
     "IntegerDelays",
     "Linear",
     "MaxPool2d",
@@ -55,6 +57,7 @@ __all__ = [
     "construct_1d",
     "construct_2d",
     "fold",
+    "integer_",
     "over_time",
     "unfold",
 ]

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeloom.synapses.dcls_kernel import WIDTHS, AxisOrder, check_version, construct_1d, construct_2d
+from spikeloom.synapses.dcls_kernel import WIDTHS, AxisOrder, check_version, construct_1d, construct_2d, construct_taps
 from spikeloom.synapses.time_axis import check_axes, over_time
+from spikeloom.synapses.time_conv import Method, along_time
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 START_SIGMA = {"gauss": 0.23, "max": 0.0}
@@ -127,6 +129,8 @@ class Dcls1d(Elements):
         padding_mode: `zeros`, `reflect`, `replicate` or `circular`.
         version: `gauss`, `max`, `v1` or `v0`.
         learn_sigma: whether SIG is trained.
+        method: how to convolve, see time_conv.py; `frequencies` takes stride 1, groups 1 and a padding below K. The
+            attribute of that name may be changed at any time.
     """
 
     def __init__(
@@ -143,11 +147,17 @@ class Dcls1d(Elements):
         version: str = "gauss",
         *,
         learn_sigma: bool = True,
+        method: Method = "direct",
     ) -> None:
         sizes = (dilated_kernel_size,)
         super().__init__(in_channels, out_channels, kernel_count, sizes, groups, bias, version, learn_sigma)
         _check_padding(self, padding_mode, stride, padding)
         self.stride, self.padding, self.padding_mode = stride, padding, padding_mode
+        if method not in get_args(Method):
+            raise ValueError(
+                f"{type(self).__name__}: method is {method!r}; expected one of {', '.join(get_args(Method))}."
+            )
+        self.method: Method = method
 
     def kernel(self) -> Tensor:
         """The dense kernel `[O, I / groups, K]`."""
@@ -156,13 +166,36 @@ class Dcls1d(Elements):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve along time."""
         check_steps(x, self)
-        lines = F.pad(x.permute(1, 2, 0), (self.padding, self.padding), PADDING_MODES[self.padding_mode])
-        if lines.shape[-1] < self.size[0]:
+        steps = x.shape[0] + 2 * self.padding
+        if steps < self.size[0]:
             raise ValueError(
-                f"{type(self).__name__} got {x.shape[0]} steps, {lines.shape[-1]} with its padding, and its kernel "
+                f"{type(self).__name__} got {x.shape[0]} steps, {steps} with its padding, and its kernel "
                 f"has {self.size[0]} taps; pass more steps or pad more."
             )
-        return F.conv1d(lines, self.kernel(), self.bias, self.stride, groups=self.groups).permute(2, 0, 1)
+        if self.padding_mode == "zeros":
+            return self.convolve(x, self.padding, self.padding)
+        around = (self.padding, self.padding)
+        padded = F.pad(x.permute(1, 2, 0), around, PADDING_MODES[self.padding_mode]).permute(2, 0, 1)
+        return self.convolve(padded, 0, 0)
+
+    def convolve(self, x: Tensor, before: int, behind: int) -> Tensor:
+        """The convolution of x with so many steps of zeros around it; padding and padding mode are not looked at.
+
+        Raises:
+            ValueError: `method` is `frequencies`, and stride, groups or padding are none that it takes.
+        """
+        padding = max(before, behind)
+        if self.method == "frequencies" and (self.stride > 1 or self.groups > 1 or padding >= self.size[0]):
+            raise ValueError(
+                f"{type(self).__name__}: method 'frequencies' got stride {self.stride}, {self.groups} groups, "
+                f"{padding} steps of padding; expected 1, 1 and less than {self.size[0]}. Take 'direct'."
+            )
+
+        def kernel(dtype: torch.dtype | None) -> Tensor:
+            return construct_taps(self.weight, self.P, self.SIG, self.size[0], self.version, dtype)
+
+        options: dict[str, Any] = {"stride": self.stride, "groups": self.groups, "method": self.method}
+        return along_time(x, kernel, self.bias, before=before, behind=behind, **options)
 
 
 class Dcls2d(Elements):

@@ -24,14 +24,16 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from spikeloom.kernels import dcls
+from spikeloom.kernels.dcls import reference
 
 Version = Literal["v0", "v1", "max", "gauss"]
 AxisOrder = Literal["official", "row_col"]
 VERSIONS: tuple[str, ...] = get_args(Version)
-WIDTHS: dict[str, float] = {"max": 1.0, "gauss": 0.27}
+WIDTHS: dict[str, float] = reference.WIDTHS
 """The versions with a learned width, and what is added to |SIG|."""
-EPSILON = 1e-7
+EPSILON = reference.EPSILON
 """Added to the sum by which a profile is divided, in the working type."""
 
 
@@ -45,15 +47,25 @@ def construct_1d(weight: Tensor, P: Tensor, SIG: Tensor | None, size: int, versi
     Raises:
         ValueError: an unknown version, shapes that do not belong together, or SIG given or lacking against the version.
     """
+    return construct_taps(weight, P, SIG, size, version).transpose(1, 2)
+
+
+def construct_taps(
+    weight: Tensor, P: Tensor, SIG: Tensor | None, size: int, version: str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The kernel of `construct_1d` as `[O, K, I]`, which the channels-last convolution reads.
+
+    In float32 the operator `spikeloom::dcls_construct` makes it (`kernels.dcls`), which keeps no profile for backward;
+    else, and while operators are watched, the formulas in plain PyTorch.
+
+    Args:
+        dtype: of the kernel, rounded once; None: that of weight.
+    """
     check_elements(weight, P, SIG, 1, version)
-    p = P[0] + size // 2
-    taps = torch.arange(size, device=weight.device, dtype=weight.dtype).view(-1, 1, 1, 1)
-    if version == "v0":
-        X = _linear(taps, p)
-    else:
-        Y = _profile(taps, p, None if SIG is None else SIG[0], version)
-        X = Y / (Y.sum(0) + EPSILON)
-    return (X * weight).sum(-1).permute(1, 2, 0)
+    if dcls.serves(weight, P, SIG):
+        return dcls.construct(weight, P, SIG, size, version, weight.dtype if dtype is None else dtype)
+    kernel = reference.construct(weight, P, SIG, size, version)
+    return kernel if dtype is None else kernel.to(dtype)
 
 
 def construct_2d(
@@ -81,11 +93,11 @@ def construct_2d(
     columns = torch.arange(size[1], device=weight.device, dtype=weight.dtype).view(1, -1, 1, 1, 1)
     widths = (None, None) if SIG is None else (SIG[0], SIG[1])
     if version == "v0":
-        X = _linear(rows, first) * _linear(columns, second)
+        X = reference.linear(rows, first) * reference.linear(columns, second)
     else:
         turned = axis_order == "official"
         along, across = (columns, rows) if turned else (rows, columns)  # the axes of P[0] and of P[1]
-        Y = _profile(along, first, widths[0], version) * _profile(across, second, widths[1], version)
+        Y = reference.profile(along, first, widths[0], version) * reference.profile(across, second, widths[1], version)
         X = Y / (Y.sum((0, 1)) + EPSILON)
     return (X * weight).sum(-1).permute(2, 3, 0, 1)
 
@@ -110,20 +122,3 @@ def check_version(version: str) -> None:
     """Raise unless it is one of `VERSIONS`."""
     if version not in VERSIONS:
         raise ValueError(f"DCLS version is {version!r}; expected one of {', '.join(VERSIONS)}.")
-
-
-def _linear(taps: Tensor, p: Tensor) -> Tensor:
-    """v0: linear interpolation between the two taps around p."""
-    below = p.detach().floor()
-    r = p - below
-    return torch.where(taps == below, 1 - r, 0) + torch.where(taps == below + 1, r, 0)
-
-
-def _profile(taps: Tensor, p: Tensor, sigma: Tensor | None, version: str) -> Tensor:
-    """Y of v1, max and gauss along one axis, not normalised."""
-    if sigma is None:
-        return F.relu(1.0 - (taps - p).abs())
-    s = sigma.abs() + WIDTHS[version]
-    if version == "max":
-        return F.relu(s - (taps - p).abs())
-    return torch.exp(-0.5 * ((taps - p) / s).square())

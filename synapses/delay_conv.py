@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeloom.synapses.dcls import Dcls1d, check_steps
+from spikeloom.synapses.time_conv import Method
 
 Tail = Literal["official", "none", "lossless"]
 Ring = tuple[Tensor, Tensor]
@@ -33,7 +34,7 @@ class DelayConv1d(Dcls1d):
         max_delay: K, the taps; delays are 0 ... K - 1 steps. Odd: with even K an element at P = +K / 2 is lost.
         tail: steps of zeros behind the last input: `official` (K - 1) // 2, `none` 0, `lossless` K - 1, after which
             everything has arrived.
-        groups, bias, version, learn_sigma: as in `Dcls1d`.
+        groups, bias, version, learn_sigma, method: as in `Dcls1d`.
     """
 
     streams = True
@@ -51,6 +52,7 @@ class DelayConv1d(Dcls1d):
         bias: bool = False,
         version: str = "gauss",
         learn_sigma: bool = True,
+        method: Method = "direct",
     ) -> None:
         super().__init__(
             in_channels,
@@ -61,6 +63,7 @@ class DelayConv1d(Dcls1d):
             bias=bias,
             version=version,
             learn_sigma=learn_sigma,
+            method=method,
         )
         if tail not in get_args(Tail):
             raise ValueError(f"DelayConv1d: tail is {tail!r}; expected one of {', '.join(get_args(Tail))}.")
@@ -88,13 +91,15 @@ class DelayConv1d(Dcls1d):
             `[T, B, O]`, with a tail `[T + tail_steps, B, O]`; with `return_state` a pair of it and the state.
         """
         check_steps(x, self)
-        if tail if tail is not None else state is None and not return_state:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.tail_steps))
-        K = self.size[0]
-        before = x.new_zeros(K - 1, *x.shape[1:]) if state is None else in_order(state)[1:].to(x.dtype)
-        lines = torch.cat([before, x])
-        y = F.conv1d(lines.permute(1, 2, 0), self.kernel(), self.bias, groups=self.groups).permute(2, 0, 1)
-        return (y, self._advanced(x, state)) if return_state else y
+        ends = tail if tail is not None else state is None and not return_state
+        behind = self.tail_steps if ends else 0
+        if state is None:
+            y = self.convolve(x, self.size[0] - 1, behind)
+        else:
+            y = self.convolve(torch.cat([in_order(state)[1:].to(x.dtype), x]), 0, behind)
+        if not return_state:
+            return y
+        return y, self._advanced(F.pad(x, (0, 0, 0, 0, 0, behind)) if behind else x, state)
 
     def _advanced(self, x: Tensor, state: Ring | None) -> Ring:
         """The state after the steps of x."""

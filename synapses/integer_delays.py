@@ -1,13 +1,13 @@
 """Whole-number delays, synapse by synapse: the cost follows synapses and spikes, not the length of a kernel.
 
-Plain PyTorch, tick by tick, in two forms with equal results:
+Two forms with equal results, whose sums the kernels of kernels/delays form:
 
     gather    ring[n mod K] = x[n];   y[b, o] = bias[o] + sum_(i, c) w[o, i, c] ring[(n - d[o, i, c]) mod K, b, i]
     scatter   for every x[b, i] that is not 0, all o and c:  pending[(n + d[o, i, c]) mod K, b, o] += w[o, i, c] x[b, i]
               y = bias + pending[n mod K];   pending[n mod K] = 0
 
 A synaptic operation is one element that delivers an input other than 0; a scatter books it when it is sent, so one that
-arrives after the end must be left out (`until`).
+arrives after the end must be left out (`until`). Numbers are float32 or float64; there is no gradient.
 
 Paper: Hammouamri, Khalfaoui-Hassani, Masquelier 2024, arXiv:2306.17670 (rounding the positions after training).
 """
@@ -15,10 +15,12 @@ Paper: Hammouamri, Khalfaoui-Hassani, Masquelier 2024, arXiv:2306.17670 (roundin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from spikeloom.kernels.delays import Tables, delayed_sum
 from spikeloom.synapses.dcls_kernel import EPSILON
 from spikeloom.synapses.delay_conv import DelayConv1d
 
@@ -100,48 +102,79 @@ class IntegerDelays:
         return Ticks(self.weight.new_zeros(self.size, B, width))
 
     def gather(self, x: Tensor, state: Ticks) -> Tensor:
-        """Run `[T, B, I]` -> `[T, B, O]`, each output looking its inputs up; `state` is carried on."""
-        channel = self._channels()[:, :, None]
-        out = []
-        for now in x:
-            state.slots[state.tick % self.size] = now
-            seen = state.slots[(state.tick - self.delay) % self.size, :, channel]  # [O, I / groups, c, B]
-            state.events += int((seen != 0).sum())
-            out.append(self._biased((seen * self.weight[..., None]).sum((1, 2)).t()))
-            state.tick += 1
-        return torch.stack(out)
+        """Run `[T, B, I]` -> `[T, B, O]`, each output looking its inputs up; `state` is carried on.
+
+        Raises:
+            ValueError: a state of other sizes; see `kernels.delays.delayed_sum` for the rest.
+        """
+        self._check(x, state, self.weight.shape[1] * self.groups, "gather")
+        before, T = self._in_order(state)[1:], len(x)
+        lines = torch.cat([before, x])
+        form = "outputs" if x.device.type == "cpu" else "auto"
+        y = delayed_sum(lines, None, *self._elements, size=self.size, groups=self.groups, skip=len(before), form=form)[
+            0
+        ]
+        sent = torch.arange(-len(before), T, device=x.device)
+        state.events += self._delivered(lines, -sent, T - sent)
+        state.tick += T
+        self._put(state, lines[-self.size :], state.tick - min(self.size, len(lines)))
+        return y
 
     def scatter(self, x: Tensor, state: Ticks, until: int | None = None) -> Tensor:
         """Run `[T, B, I]` -> `[T, B, O]`, each input other than 0 sending itself on; `state` is carried on.
 
         until: ticks at which the layer's output ends: operations that arrive then or later are not counted.
+
+        Raises:
+            ValueError: a state of other sizes; see `kernels.delays.delayed_sum` for the rest.
         """
+        self._check(x, state, self.weight.shape[0], "scatter")
+        pending, T = self._in_order(state)[:-1], len(x)
+        y, kept = delayed_sum(x, pending, *self._elements, size=self.size, groups=self.groups, keep=True)
+        sent = state.tick + torch.arange(T, device=x.device)
+        ends = torch.full_like(sent, self.size) if until is None else until - sent
+        state.events += self._delivered(x, torch.zeros_like(sent), ends)
+        state.tick += T
+        state.slots[(state.tick - 1) % self.size] = 0
+        self._put(state, kept, state.tick)
+        return y
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The elements as the kernels read them."""
+        return Tables.of(self.weight, self.delay, self.size, self.groups)
+
+    @property
+    def _elements(self) -> tuple[Tensor, Tensor, Tensor | None, Tables]:
+        return self.weight, self.delay, self.bias, self.tables
+
+    @cached_property
+    def _shorter(self) -> Tensor:
+        """How many elements of an input have a delay below m, int64 `[I, K + 1]`, m = 0 ... K."""
         outputs, inputs, count = self.weight.shape
-        per_group = outputs // self.groups
+        delays = self.delay.view(self.groups, outputs // self.groups, inputs, count).permute(0, 2, 1, 3).flatten(2)
+        having = torch.stack([(delays == d).sum(2) for d in range(self.size)], -1).flatten(0, 1)
+        return torch.cat([having.new_zeros(len(having), 1), having.cumsum(1)], 1)
 
-        def by_input(value: Tensor) -> Tensor:  # [O, I / groups, c] -> [I, O / groups, c]
-            parts = value.expand(outputs, inputs, count).unflatten(0, (self.groups, per_group))
-            return parts.transpose(1, 2).reshape(-1, per_group, count)
+    def _delivered(self, x: Tensor, first: Tensor, end: Tensor) -> int:
+        """Operations of inputs `[S, B, I]` on elements with first <= delay < end, `[S]` each."""
+        least, most = (self._shorter[:, m.clamp(0, self.size)].t() for m in (first, end))  # [S, I]
+        return int(((x != 0).sum(1) * (most - least)).sum())
 
-        weight, delay = by_input(self.weight), by_input(self.delay)
-        target = by_input(torch.arange(outputs, device=x.device)[:, None, None])
-        out = []
-        for now in x:
-            b, i = now.nonzero(as_tuple=True)
-            arrival = state.tick + delay[i]  # [events, O / groups, c]
-            state.events += arrival.numel() if until is None else int((arrival < until).sum())
-            places = (arrival % self.size, b[:, None, None].expand_as(arrival), target[i])
-            state.slots.index_put_(places, weight[i] * now[b, i][:, None, None], accumulate=True)
-            out.append(self._biased(state.slots[state.tick % self.size].clone()))
-            state.slots[state.tick % self.size] = 0
-            state.tick += 1
-        return torch.stack(out)
+    def _check(self, x: Tensor, state: Ticks, width: int, form: str) -> None:
+        wanted = [self.size, x.shape[1] if x.ndim == 3 else "B", width]
+        if x.ndim != 3 or list(state.slots.shape) != wanted:
+            raise ValueError(
+                f"IntegerDelays: {form} got x {list(x.shape)} and a state {list(state.slots.shape)}; expected "
+                f"[T, B, {self.weight.shape[1] * self.groups}] and [K, B, N] = {wanted}. Begin with "
+                f"begin(B, {form!r}) of these delays, and anew for another batch."
+            )
 
-    def _channels(self) -> Tensor:
-        """The input channel of (o, i), `[O, I / groups]`."""
-        outputs, inputs, _ = self.weight.shape
-        group = torch.arange(outputs, device=self.weight.device) // (outputs // self.groups)
-        return group[:, None] * inputs + torch.arange(inputs, device=self.weight.device)
+    def _in_order(self, state: Ticks) -> Tensor:
+        """The slots `[K, B, N]` from that of the next tick on; in a ring of inputs it holds the oldest."""
+        return state.slots.roll(-(state.tick % self.size), 0)
 
-    def _biased(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias
+    def _put(self, state: Ticks, values: Tensor, tick: int) -> None:
+        """Values `[R, B, N]` into the slots of `tick` and those after it."""
+        slots = (tick + torch.arange(len(values), device=values.device)) % self.size
+        state.slots.index_copy_(0, slots, values)

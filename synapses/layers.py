@@ -16,7 +16,7 @@ from spikeloom.kernels.backends import choose
 from spikeloom.kernels.norm import Running, norm_weave
 from spikeloom.kernels.norm.programs import NORM
 from spikeloom.kernels.op import dispatched, is_plain
-from spikeloom.kernels.pool import max_pool, takes
+from spikeloom.kernels.pool import average_pool, max_pool, takes, takes_average
 from spikeloom.kernels.watch import WATCHERS
 from spikeloom.synapses.time_axis import check_axes, over_time, repeat, shares_steps
 
@@ -134,11 +134,9 @@ class MaxPool2d(nn.MaxPool2d):
 
     def _pool(self, folded: Tensor) -> Tensor:
         """In training on a GPU by a kernel that keeps a byte per output for backward; the values are torch's."""
-        window = self.kernel_size, self.kernel_size if self.stride is None else self.stride, self.padding
-        kernel, stride, padding = (set(v) if isinstance(v, (tuple, list)) else {v} for v in window)
-        square = len(kernel) == len(stride) == len(padding) == 1 and self.dilation in (1, (1, 1)) and not self.ceil_mode
-        if square and takes(folded, max(kernel), max(padding)):
-            return max_pool(folded, max(kernel), max(stride), max(padding))
+        window = None if self.ceil_mode or self.dilation not in (1, (1, 1)) else _square(self)
+        if window is not None and takes(folded, window[0], window[2]):
+            return max_pool(folded, *window)
         return super().forward(folded)
 
 
@@ -148,7 +146,23 @@ class AvgPool2d(nn.AvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Pool every time step."""
         check_axes(input, "AvgPool2d", "T B C H W")
-        return over_time(super().forward, input)
+        return over_time(self._pool, input)
+
+    def _pool(self, folded: Tensor) -> Tensor:
+        """In training on a GPU by a kernel whose backward gathers vectors of channels; the values are torch's."""
+        window = None if self.ceil_mode or self.divisor_override is not None else _square(self)
+        if window is not None and takes_average(folded, *window):
+            return average_pool(folded, *window, self.count_include_pad)
+        return super().forward(folded)
+
+
+def _square(pool: nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int] | None:
+    """Kernel, stride and padding if both sides have the same, else None."""
+    window = pool.kernel_size, pool.kernel_size if pool.stride is None else pool.stride, pool.padding
+    kernel, stride, padding = (set(v) if isinstance(v, (tuple, list)) else {v} for v in window)
+    if not len(kernel) == len(stride) == len(padding) == 1:
+        return None
+    return kernel.pop(), stride.pop(), padding.pop()
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
