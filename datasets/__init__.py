@@ -7,6 +7,7 @@ if "." not in __name__:
         name=__name__,
     )
 
+from spikeloom.datasets.adaptive_frames import adaptive_event_frames
 from spikeloom.datasets.aedat3 import read_aedat3
 from spikeloom.datasets.augment import (
     flip_frames,
@@ -87,6 +88,7 @@ __all__ = [
     "Sequences",
     "TextWindows",
     "Tokenizer",
+    "adaptive_event_frames",
     "augment_frames",
     "bin_spikes",
     "check_neox_20b",

@@ -257,6 +257,19 @@ class DelaySNN(nn.Module):
             for module, was in training.items():
                 module.training = was
 
+    @contextmanager
+    def whole_sequence(self) -> Iterator[None]:
+        """Without tails inside of a `with`: outputs for the steps of the input alone, as a stream gives them."""
+        layers = self.delayed()
+        tails = [layer.tail for layer in layers]
+        try:
+            for layer in layers:
+                layer.tail = "none"
+            yield
+        finally:
+            for layer, tail in zip(layers, tails, strict=True):
+                layer.tail = tail
+
 
 def run_synapse(synapse: nn.Module, x: Tensor, tail: bool | None) -> Tensor:
     """Delayed synapses with a tail or without, linear ones as they are."""

@@ -14,6 +14,7 @@ from spikeloom.training.run import Result, fit
 
 # isort: split
 from spikeloom.training import (  # noqa: F401  they register recipes
+    delay_recipes,
     imagenet_recipes,
     maxformer_recipes,
     qkformer_recipes,

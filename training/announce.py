@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from rich.markup import escape
 
-from spikeloom.training.data import AnyBatches
+from spikeloom.training.data import AnyBatches, Batches
 from spikeloom.training.loop import Training
 from spikeloom.training.sources import source
 
@@ -20,6 +20,8 @@ def announcement(training: Training, train: AnyBatches, held: AnyBatches | None,
         f" and {held.recordings:,} held out" if held is not None else ""
     )
     length = f"T = {recipe.data.T}, {recipe.epochs} epochs"
+    if found.of_sequences and isinstance(train, Batches):
+        length = f"up to {train.steps} steps, {recipe.epochs} epochs"
     if found.of_text:
         length = f"context {recipe.data.context}, {recipe.epochs} epochs of {recipe.data.windows:,} windows"
     return (

@@ -23,7 +23,8 @@ from spikeloom.training.interrupt import TrainingInterrupted
 from spikeloom.training.loop import Tally
 from spikeloom.training.recipe import Recipe, read_recipe
 from spikeloom.training.recipes import get_recipe, list_recipes
-from spikeloom.training.run import RECIPE, Result, fit, measure, pick_device
+from spikeloom.training.run import Result, fit, measure, pick_device
+from spikeloom.training.run_folder import RECIPE
 from spikeloom.training.sources import source
 from spikeloom.training.text_batches import stride_of
 
@@ -168,6 +169,12 @@ def _print_result(console: Console, result: Result, recipe: Recipe) -> None:
     console.print(rates_table(result.firing))
     spent = f"epoch {result.epochs} ({result.seconds:.0f} s of training)"
     console.print(f"test {_measure(recipe)} after {spent}: {_measured(result.test, recipe)}", soft_wrap=True)
+    if result.peak is not None:
+        console.print(
+            f"best epoch on the test part: {result.peak.accuracy:.2%} after epoch {result.peak.epoch} (chosen on the "
+            "test part itself, as some papers report; not a result on unseen data)",
+            soft_wrap=True,
+        )
     run = escape(shlex.quote(str(result.checkpoint.parent)))
     console.print(f"saved in {escape(str(result.checkpoint))}; look again with `spikeloom eval {run}`", soft_wrap=True)
 

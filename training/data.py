@@ -14,11 +14,13 @@ from torch import Tensor
 
 from spikeloom.datasets.image_files import ImageFiles
 from spikeloom.datasets.images import Images
+from spikeloom.datasets.sequences import Sequences
 from spikeloom.training.event_batches import EventFrames
 from spikeloom.training.image_batches import NormalImages
 from spikeloom.training.mixing import mix
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
+from spikeloom.training.sequence_batches import SequenceInputs
 from spikeloom.training.sources import Part, Recordings, check_augment, source, take
 from spikeloom.training.streamed_images import StreamedImages
 from spikeloom.training.text_batches import Text, TextBatches, load_text, vocabulary_of
@@ -28,13 +30,25 @@ _SPLIT_SEED = 0  # the held-out recordings are the same for every seed of a reci
 
 
 def load_train(data: Data) -> tuple[Part, Part | None]:
-    """The training part, and what is held out for validation (None: nothing is): of a text, of its last tenth."""
-    found = source(data).load(data, "train")
+    """The training part, and what is held out for validation (None: nothing is): of a text, of its last tenth.
+
+    A data set with a validation part of its own has that instead.
+    """
+    origin = source(data)
+    found = origin.load(data, "train")
     if isinstance(found, Text):
         return found, load_text(data, "test").first(data.validation, data) if data.validation else None
     whole = take(found, data.limit)
     if data.validation == 0:
         return whole, None
+    if origin.validates:
+        own = origin.load(data, "validation")
+        assert not isinstance(own, Text)
+        if data.validation > len(own):
+            raise ValueError(
+                f"data.validation is {data.validation}, but {data.name} has only {len(own)} recordings for validation."
+            )
+        return whole, take(own, data.validation if data.limit is None else min(data.validation, data.limit))
     if data.validation >= len(whole):
         raise ValueError(f"data.validation is {data.validation}, but there are only {len(whole)} training recordings.")
     held = held_out(labels_of(whole), data.validation)
@@ -116,8 +130,8 @@ def batches_of(
 class Batches:
     """Inputs and targets of recordings, batch by batch.
 
-    Inputs: frames `[T, B, 2, H, W]` of events, or images `[B, C, H, W]`; float32, channels-last in memory. Targets:
-    labels `[B]`, or shares of the classes `[B, K]` where samples may be mixed.
+    Inputs: frames `[T, B, 2, H, W]` of events, or images `[B, C, H, W]`, channels-last in memory, or sequences
+    `[T, B, N]`; float32. Targets: labels `[B]`, or shares of the classes `[B, K]` where samples may be mixed.
 
     Raises:
         ValueError: an augmentation that the data cannot have, such as RandAugment of events; a label that is no class.
@@ -132,11 +146,13 @@ class Batches:
         self.batch_size = batch_size
         self._classes = source(data).num_classes
         self.labels = check_labels(labels_of(recordings), self._classes, data.name).to(device)
-        self.inputs: EventFrames | NormalImages | StreamedImages
+        self.inputs: EventFrames | NormalImages | StreamedImages | SequenceInputs
         if isinstance(recordings, Images):
             self.inputs = NormalImages(recordings, source(data), device, self.augment)
         elif isinstance(recordings, ImageFiles):
             self.inputs = StreamedImages(recordings, data, source(data), device, self.augment)
+        elif isinstance(recordings, Sequences):
+            self.inputs = SequenceInputs(recordings, data, device, self.augment)
         else:
             self.inputs = EventFrames(recordings, data, device, self.augment)
 
@@ -144,6 +160,11 @@ class Batches:
     def recordings(self) -> int:
         """The number of recordings (or images)."""
         return len(self.labels)
+
+    @property
+    def steps(self) -> int:
+        """Time steps; of sequences at most so many."""
+        return self.inputs.longest if isinstance(self.inputs, SequenceInputs) else self.data.T
 
     @property
     def tokenizer(self) -> None:
@@ -193,6 +214,8 @@ class Batches:
         for indices, generator in parts:
             if isinstance(self.inputs, NormalImages):
                 yield self.inputs.batch(indices, self.labels, epoch, generator)
+            elif isinstance(self.inputs, SequenceInputs):
+                yield self.inputs.batch(indices, self._labels(indices), self._classes, generator)
             else:
                 frames = self.inputs.augmented(indices, generator)
                 yield mix(frames, self._labels(indices), self._classes, self.augment, epoch, generator)
@@ -204,4 +227,4 @@ class Batches:
 
 
 AnyBatches = Batches | TextBatches
-"""Of recordings and images, or of a text."""
+"""Of recordings, images and sequences, or of a text."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.training.ema import Ema
-from spikeloom.training.graph import Recorder, Replayed
+from spikeloom.training.graph import WARMUP, Recorder, Replayed
+from spikeloom.training.model_hooks import settle_model
 from spikeloom.training.optim import in_memory_as, set_rate
 
 Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -37,11 +38,11 @@ class DeviceStep:
     """Forward, loss, backward, clipping, optimizer and average, on tensors that stay where they are.
 
     Args:
-        model, ema: on their device. optimizer: AdamW that is capturable. clip_norm: largest norm of the gradient.
+        model, ema: on their device. optimizer: Adam or AdamW, capturable. clip_norm: largest norm of the gradient.
     """
 
     def __init__(
-        self, model: nn.Module, judge: Judge, optimizer: torch.optim.AdamW, ema: Ema | None, clip_norm: float | None
+        self, model: nn.Module, judge: Judge, optimizer: torch.optim.Adam, ema: Ema | None, clip_norm: float | None
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._judge, self._limit = judge, clip_norm or math.inf  # without a limit, a finite gradient is multiplied by 1
@@ -74,6 +75,7 @@ class DeviceStep:
                 assert p.grad is not None
                 p.grad = in_memory_as(p.grad, p)
             self.optimizer.step()
+            settle_model(self.model)
             self._buffers.restore(self.bad)
             if self.ema is not None:
                 self.ema.blend(self._weight * (1 - self.bad))
@@ -143,11 +145,14 @@ class Updates:
         self._recorder = recorder
         self.graphs = None if recorder is None else Replayed(self._maskless, recorder, self._failed)
 
-    def renew(self) -> None:
-        """Record anew from here on, because the model does something else now."""
+    def renew(self, warmup: int = WARMUP) -> None:
+        """Record anew from here on, because the model does something else now.
+
+        warmup: calls before; 1 where only numbers are others, so that all kernels are there already.
+        """
         if self.graphs is not None and self._recorder is not None and not self.graphs.gave_up:
             self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
-            self.graphs = Replayed(self._maskless, self._recorder, self._failed)
+            self.graphs = Replayed(self._maskless, self._recorder, self._failed, warmup)
 
     def send(self, frames: Tensor, targets: Tensor, masks: torch.Generator, step: int, rate: float) -> None:
         """Send a step, and note that its report is still to be read.

@@ -17,7 +17,8 @@ from spikeloom.models.registry import default_config, is_model
 from spikeloom.training import network
 from spikeloom.training.checkpoint import load_model, require_checkpoint
 from spikeloom.training.energy_count import Work, count_over, make_report, random_frames, recordings, says_of, steps_of
-from spikeloom.training.recipe import Data, Recipe
+from spikeloom.training.optim_settings import Optim
+from spikeloom.training.recipe import Data, Loss, Recipe
 from spikeloom.training.run import pick_device
 from spikeloom.training.sources import source
 
@@ -232,8 +233,8 @@ def _checkpoint_work(options: EnergyOptions) -> Work:
         "unit": source(recipe.data).unit,
     }
     model = model.to(device).to(memory_format=torch.channels_last)
-    bf16, T = recipe.bf16, steps_of(recipe)
-    return Work(model, batches.in_order(), batches.recordings, device, bf16, options.strict, setting, T)
+    bf16, T, readout = recipe.bf16, steps_of(recipe), recipe.loss.name
+    return Work(model, batches.in_order(), batches.recordings, device, bf16, options.strict, setting, T, readout)
 
 
 def _model_work(options: EnergyOptions) -> Work:
@@ -251,7 +252,9 @@ def _model_work(options: EnergyOptions) -> Work:
     own = getattr(default_config(options.target), "T", None)
     T = options.T or own or _RANDOM_T
     if options.data is not None:
-        recipe = _changed(Recipe(model=options.target, data=Data(options.data, T=T)), options)
+        loss, optim = _for_model(options.target)
+        recipe = Recipe(model=options.target, data=Data(options.data, T=T), loss=loss, optim=optim)
+        recipe = _changed(recipe, options)
         model = network.build(recipe, source(recipe.data).num_classes).to(device)
         batches = recordings(recipe, options.part, options.samples, device)
         setting |= {
@@ -260,8 +263,8 @@ def _model_work(options: EnergyOptions) -> Work:
             "input": "recordings",
             "unit": source(recipe.data).unit,
         }
-        steps = steps_of(recipe)
-        return Work(model, batches.in_order(), batches.recordings, device, False, options.strict, setting, steps)
+        steps, batched = steps_of(recipe), batches.in_order()
+        return Work(model, batched, batches.recordings, device, False, options.strict, setting, steps, loss.name)
     overrides: dict[str, Any] = {} if own is None else {"T": T}
     if hasattr(default_config(options.target), "tail"):
         overrides["tail"] = "none"  # the counter wants as many steps behind a layer as in front of it
@@ -272,6 +275,12 @@ def _model_work(options: EnergyOptions) -> Work:
     says = f"random input: each pixel of {' x '.join(map(str, shape))} is 1 with probability {options.density:g}"
     setting |= {"network": f"{options.target}, untrained, random input", "data": says, "input": "random"}
     return Work(model, frames, samples, device, False, options.strict, setting)
+
+
+def _for_model(name: str) -> tuple[Loss, Optim]:
+    """What a recipe with that model has to have, though nothing is trained."""
+    readout = getattr(default_config(name), "readout", None)
+    return (Loss(), Optim()) if readout is None else (Loss(readout), Optim(schedule="delays"))
 
 
 def _changed(recipe: Recipe, options: EnergyOptions) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import spikeloom
+from spikeloom.datasets.sequences import Sequences
 from spikeloom.training.checkpoint import Description, check_classes
 from spikeloom.training.data import Batches, load_test, load_train
 from spikeloom.training.interrupt import watch
-from spikeloom.training.loop import autocast, decide
+from spikeloom.training.loop import autocast
+from spikeloom.training.losses import decide
+from spikeloom.training.model_hooks import countable
 from spikeloom.training.recipe import Data, Recipe
 from spikeloom.training.sources import Part, source, take
 from spikeloom.training.text_batches import Text
@@ -54,7 +57,7 @@ class Work:
     """What to count: a network in evaluation mode on its device, and batches for it.
 
     wanted: samples in all batches. bf16: autocast on a GPU, as in training. setting: what the report says of the run.
-    T: steps to show images for; None: the batches are frames [T, B, ...].
+    T: steps to show images for; None: the batches are frames [T, B, ...]. readout: the loss that decisions are by.
     """
 
     model: nn.Module
@@ -65,10 +68,14 @@ class Work:
     strict: bool = False
     setting: dict[str, Any] = field(default_factory=dict)
     T: int | None = None
+    readout: str = "rate"
 
 
 def count_over(work: Work, console: Console) -> Counted:
     """Count every batch; Ctrl-C (or SIGTERM) ends it after the batch that is running, and what was counted stays.
+
+    The network is in its form of inference, such as with whole-number delays, and stops with the input: steps behind
+    it, in which delayed spikes still arrive, are not counted.
 
     Raises:
         KeyboardInterrupt: interrupted before the first batch was done, or a second time.
@@ -76,18 +83,25 @@ def count_over(work: Work, console: Console) -> Counted:
     from spikeloom.energy import count
 
     work.model.eval()
-    with watch() as interruption, count(work.model, strict=work.strict) as run, _bar(console, work.wanted) as bar:
+    with (
+        countable(work.model) as shortened,
+        watch() as interruption,
+        count(work.model, strict=work.strict) as run,
+        _bar(console, work.wanted) as bar,
+    ):
         counted = Counted(run, work.wanted)
         for inputs, labels in work.batches:
             frames = inputs if work.T is None else inputs.expand(work.T, *inputs.shape)
             with torch.no_grad(), autocast(work.device, work.bf16):
                 logits = work.model(frames)
-            _tally(counted, logits, labels, frames.shape[1])
+            _tally(counted, logits, labels, frames.shape[1], work.readout)
             bar.update(bar.task_ids[0], completed=counted.samples)
             if interruption.signal is not None:
                 break
     where = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "CPU"
     run.setting.update(work.setting)
+    if shortened:
+        run.setting["data"] = f"{run.setting.get('data', '')}; steps of the input alone, without the tail"
     run.setting |= {"device": where, "spikeloom": spikeloom.__version__, "torch": torch.__version__}
     run.setting["python"] = platform.python_version()
     if counted.samples < work.wanted:
@@ -112,7 +126,10 @@ def recordings(
         check_classes(trained, found)
     if isinstance(found, Text):
         raise ValueError(f"{recipe.data.name} is a text; operations are counted over recordings or images.")
-    return Batches(take(found, samples), recipe.data, recipe.batch_size, device)
+    chosen, data = take(found, samples), recipe.data
+    if isinstance(chosen, Sequences) and data.steps is None:  # a count has one number of steps
+        data = replace(data, steps=int(chosen.lengths.max()))
+    return Batches(chosen, data, recipe.batch_size, device)
 
 
 def random_frames(
@@ -168,12 +185,12 @@ def part_of(data: Data, part: str) -> Part:
     return found
 
 
-def _tally(counted: Counted, logits: Any, labels: Tensor | None, samples: int) -> None:
-    """Add a batch; decisions after T' steps are those of the mean of the logits so far."""
+def _tally(counted: Counted, logits: Any, labels: Tensor | None, samples: int, readout: str) -> None:
+    """Add a batch; decisions after T' steps are those of the logits so far."""
     counted.samples += samples
     if labels is None or not isinstance(logits, Tensor) or logits.dim() != 3:
         return
-    right = [int((decide(logits[: t + 1]) == labels).sum()) for t in range(len(logits))]
+    right = [int((decide(logits[: t + 1], readout) == labels).sum()) for t in range(len(logits))]
     before = counted.correct or [0] * len(right)
     counted.correct = [a + b for a, b in zip(before, right, strict=True)]
 

@@ -49,7 +49,16 @@ def report_energy(
         "unit": source(recipe.data).unit,
     }
     model = model.to(device).to(memory_format=torch.channels_last)
-    work = Work(model, batches.in_order(), batches.recordings, device, recipe.bf16, setting=setting, T=steps_of(recipe))
+    work = Work(
+        model,
+        batches.in_order(),
+        batches.recordings,
+        device,
+        recipe.bf16,
+        setting=setting,
+        T=steps_of(recipe),
+        readout=recipe.loss.name,
+    )
     counted = count_over(work, console)
     accuracy: dict[str, Any] = {}
     if tested is not None:

@@ -85,4 +85,6 @@ def epoch_line(epoch: int, epochs: int, values: dict[str, Any]) -> str:
         parts.append(f"validation loss {values['validation_loss']:.4f} ({bits})")
     elif "validation_loss" in values:
         parts.append(f"validation loss {values['validation_loss']:.4f}")
+    if "test_accuracy" in values:
+        parts.append(f"test {values['test_accuracy']:.2%}")
     return "  ".join([*parts, f"{values['samples_per_second']:,.0f} samples/s", f"{values['seconds']:.1f} s"])

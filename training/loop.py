@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +18,15 @@ from spikeloom.datasets.text_windows import IGNORED
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.masked import reconstruction_loss
 from spikeloom.models.token_loss import language_loss
+from spikeloom.training.choice import Best
 from spikeloom.training.data import AnyBatches, generator_for
+from spikeloom.training.delay_steps import begin_epoch, delay_schedule
 from spikeloom.training.device_step import Buffers, DeviceStep, Judge, Say, Updates, samples_in
 from spikeloom.training.ema import Ema
 from spikeloom.training.finite import DivergedError, require_finite
 from spikeloom.training.graph import CudaRecorder
-from spikeloom.training.losses import hard, make_loss
+from spikeloom.training.losses import decide, hard, make_loss
+from spikeloom.training.model_hooks import evaluating, settle_model
 from spikeloom.training.optim import learning_rate, make_optimizer, set_rate
 from spikeloom.training.recipe import Recipe
 
@@ -89,11 +92,12 @@ class Training:
 
     epoch: epochs finished. batch: batches done of the next one. tally: of that unfinished epoch.
     updates: on a GPU, where steps are sent ahead; `settle` reads what came of them. None: each step is waited for.
+    best: the weights of the best epoch so far, where the recipe selects them.
     """
 
     recipe: Recipe
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Adam
     ema: Ema | None
     device: torch.device
     epoch: int = 0
@@ -101,6 +105,7 @@ class Training:
     step: int = 0
     tally: Tally = field(default_factory=Tally)
     updates: Updates | None = None
+    best: Best | None = None
 
 
 def start(recipe: Recipe, model: nn.Module, device: torch.device, say: Say | None = None) -> Training:
@@ -159,6 +164,7 @@ def train_epoch(training: Training, batches: AnyBatches) -> Iterator[Tally]:
     judge = judge_of(training.recipe, training.device)
     buffers = Buffers(training.model) if training.updates is None else None
     training.model.train()
+    _begin(training)
     if training.updates is not None and 0 < training.recipe.early_epochs == training.epoch:
         training.updates.renew()  # graphs of fewer time steps
     began = time.perf_counter()
@@ -177,6 +183,17 @@ def train_epoch(training: Training, batches: AnyBatches) -> Iterator[Tally]:
     training.epoch += 1
     training.batch = 0
     training.tally = Tally()
+
+
+def _begin(training: Training) -> None:
+    """Put in place what changes with the epoch."""
+    recipe, optimizer = training.recipe, training.optimizer
+    if recipe.optim.schedule == "delays":
+        schedule = delay_schedule(recipe.optim, recipe.epochs, training.model)
+        whole = training.epoch >= recipe.epochs - recipe.optim.whole_epochs
+        warmup = begin_epoch(schedule, training.epoch, training.model, optimizer, whole)
+        if warmup and training.updates is not None:
+            training.updates.renew(warmup)
 
 
 @contextmanager
@@ -243,7 +260,7 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
     def classify(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
         with autocast(device, recipe.bf16):
             logits = model(frames)
-        return loss_of(logits, targets), (decide(logits) == hard(targets)).sum()
+        return loss_of(logits, targets), (decide(logits, recipe.loss.name) == hard(targets)).sum()
 
     return classify
 
@@ -279,6 +296,7 @@ def _step(
         buffers.restore(torch.ones((), device=training.device))
         raise
     optimizer.step()
+    settle_model(training.model)
     if training.ema is not None:
         training.ema.update()
     training.tally.add(value, None if correct is None else int(correct), samples_in(targets))
@@ -290,24 +308,20 @@ def _warn(step: int, text: str) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: AnyBatches, recipe: Recipe, device: torch.device) -> Tally:
-    """Loss and accuracy over all recordings as they are, in evaluation mode; masks are the same every time."""
+    """Loss and accuracy over all recordings as they are, in evaluation mode; masks are the same every time.
+
+    A network that is used in another form than it is trained in, such as with whole-number delays, is put into that.
+    """
     judge = judge_of(recipe, device)
     tally = Tally(tokens_per_character=batches.tokens_per_character)
-    was_training = model.training
-    model.eval()
-    for batch, (frames, labels) in enumerate(batches.in_order()):
-        began = time.perf_counter()
-        loss, right = judge(model, frames, labels, generator_for(0, _TEST_MASKS, 0, batch))
-        correct = None if right is None else int(right)
-        samples = samples_in(labels) - int((labels == IGNORED).sum())
-        tally.add(loss.item(), correct, samples, time.perf_counter() - began)
-    model.train(was_training)
+    with evaluating(model):
+        for batch, (frames, labels) in enumerate(batches.in_order()):
+            began = time.perf_counter()
+            loss, right = judge(model, frames, labels, generator_for(0, _TEST_MASKS, 0, batch))
+            correct = None if right is None else int(right)
+            samples = samples_in(labels) - int((labels == IGNORED).sum())
+            tally.add(loss.item(), correct, samples, time.perf_counter() - began)
     return tally
-
-
-def decide(logits: Tensor) -> Tensor:
-    """The class `[B]` whose logit is largest in the mean over time, of `[T, B, K]`."""
-    return logits.float().mean(0).argmax(1)
 
 
 def autocast(device: torch.device, bf16: bool) -> Any:
@@ -318,12 +332,29 @@ def autocast(device: torch.device, bf16: bool) -> Any:
 @contextmanager
 def averaged(training: Training) -> Iterator[nn.Module]:
     """The model with the averaged weights, where there are any, and its own again afterwards."""
-    if training.ema is None:
+    with _with(training.model, None if training.ema is None else training.ema.weights):
         yield training.model
+
+
+@contextmanager
+def selected(training: Training) -> Iterator[nn.Module]:
+    """The model with the weights that the recipe selects, and its own again afterwards."""
+    if training.best is None:
+        with averaged(training) as model:
+            yield model
         return
-    own = {name: value.clone() for name, value in training.model.state_dict().items()}
-    training.model.load_state_dict(training.ema.weights)
-    try:
+    with _with(training.model, training.best.weights):
         yield training.model
+
+
+@contextmanager
+def _with(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    if weights is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        yield
     finally:
-        training.model.load_state_dict(own)
+        model.load_state_dict(own)

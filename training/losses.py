@@ -1,17 +1,23 @@
 """Losses on the logits of every time step, `[T, B, K]`, and targets: labels `[B]`, or shares of the classes `[B, K]`.
 
 Shares are what mixed samples have. Label smoothing is applied to either, so that mixing smoothed labels and smoothing
-mixed ones are the same.
+mixed ones are the same. Networks with delays have read-outs of their own (models/delay_readout.py), which make a score
+per class of all steps, for the loss and the decision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeloom.models.delay_readout import Readout, delay_loss, read_out
 from spikeloom.training.recipe import Loss
+
+READOUTS = get_args(Readout)
+"""Losses that are read-outs of networks with delays."""
 
 
 def rate_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -41,6 +47,24 @@ def make_loss(config: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss `(logits [T, B, K], targets [B] or [B, K]) -> scalar` of a recipe, computed in float32."""
     if config.name == "rate":
         return lambda logits, targets: rate_loss(logits.float(), targets, config.label_smoothing)
+    if config.name in READOUTS:
+        return lambda logits, targets: delay_loss(
+            logits.float(), smooth(targets, logits.shape[2], config.label_smoothing), config.name
+        )
     return lambda logits, targets: tet_loss(
         logits.float(), targets, config.label_smoothing, config.tet_lambda, config.tet_mean
     )
+
+
+def smooth(targets: Tensor, classes: int, label_smoothing: float) -> Tensor:
+    """Labels `[B]` or shares `[B, K]`, as shares of which so much is spread over all classes; 0: as they are."""
+    if label_smoothing == 0:
+        return targets
+    shares = targets if targets.ndim == 2 else F.one_hot(targets, classes).float()
+    return (1 - label_smoothing) * shares + label_smoothing / classes
+
+
+def decide(logits: Tensor, loss: str = "rate") -> Tensor:
+    """The class `[B]` of outputs `[T, B, K]`: the largest mean over time, or by the read-out that the loss is of."""
+    scores = read_out(logits.float(), loss) if loss in READOUTS else logits.float().mean(0)
+    return scores.argmax(1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spikeloom.models import MaskedAutoencoder, SpikeGPT, SpikformerV2, create_model, describe
 from spikeloom.models.classifier import Classifier
 from spikeloom.models.registry import default_config
+from spikeloom.training.losses import READOUTS
 from spikeloom.training.recipe import Recipe
 from spikeloom.training.sources import source
 
@@ -24,7 +25,8 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
     """
     _check_kind(recipe)
     if recipe.task == "classify":
-        module = create_model(recipe.model, **{"num_classes": num_classes, **_steps(recipe), **recipe.model_args})
+        shape = {"num_classes": num_classes, **_steps(recipe), **_channels(recipe)}
+        module = create_model(recipe.model, **{**shape, **recipe.model_args})
     elif recipe.task == "language":
         module = create_model(recipe.model, **{"vocab_size": num_classes, **recipe.model_args})
     else:
@@ -126,6 +128,44 @@ def _steps(recipe: Recipe) -> dict[str, int]:
     return {"T": T}
 
 
+def _channels(recipe: Recipe) -> dict[str, Any]:
+    """Channels of the data and the loss's read-out as overrides of a model for sequences.
+
+    Raises:
+        ValueError: sequences for another model, or a model for sequences with other data, another loss or schedule; the
+            recipe names other channels or another read-out.
+    """
+    found, config, loss = source(recipe.data), default_config(recipe.model), recipe.loss.name
+    of_delays = hasattr(config, "in_features") and hasattr(config, "readout")
+    if of_delays != found.of_sequences:
+        fitting = "a network with delays, such as delays_shd_2l_1kc" if found.of_sequences else "another --data.name"
+        raise ValueError(
+            f"{recipe.model} reads {'sequences [T, B, N]' if of_delays else 'frames or images'}, and "
+            f"{recipe.data.name} has {'sequences' if found.of_sequences else found.unit}. Choose {fitting}."
+        )
+    for name, given, fits in (("loss.name", loss, loss in READOUTS), ("optim.schedule", *_schedule(recipe))):
+        if fits != of_delays:
+            what = "is for networks with delays" if fits else "is not for networks with delays"
+            raise ValueError(
+                f"The recipe's {name} {given!r} {what}, and the model is {recipe.model}. Those take the losses "
+                f"{', '.join(READOUTS)} and the schedule 'delays', other models the others."
+            )
+    if not of_delays or found.channels is None:
+        return {}
+    fields = {"in_features": found.channels(recipe.data), "readout": loss}
+    for name, value in fields.items():
+        if recipe.model_args.get(name, value) != value:
+            raise ValueError(
+                f"model_args has {name}={recipe.model_args[name]!r}, and the recipe's data and loss ask for {value!r}. "
+                f"Leave {name} out of model_args."
+            )
+    return fields
+
+
+def _schedule(recipe: Recipe) -> tuple[str, bool]:
+    return recipe.optim.schedule, recipe.optim.schedule == "delays"
+
+
 def _check_kind(recipe: Recipe) -> None:
     """Refuse a model or a data set that the task is not for.
 
@@ -133,6 +173,11 @@ def _check_kind(recipe: Recipe) -> None:
         ValueError: it is.
     """
     kind, of_text = describe(recipe.model).kind, source(recipe.data).of_text
+    if recipe.task != "classify" and recipe.optim.schedule == "delays":
+        raise ValueError(
+            f"The recipe's optim.schedule is 'delays' and its task {recipe.task!r}; expected 'classify', with a "
+            "network with delays."
+        )
     if of_text != (recipe.task == "language"):
         fitting = "language" if of_text else "classify"
         raise ValueError(

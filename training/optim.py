@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and the learning rate as a function of the step."""
+"""AdamW with decay groups (for learned delays Adam), and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron
-from spikeloom.training.recipe import Optim
+from spikeloom.training.delay_steps import delay_schedule, has_own_rate, make_adam
+from spikeloom.training.optim_settings import Optim
 from spikeloom.training.token_schedule import rate_at_token
 
 
@@ -26,28 +27,35 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, config: Optim, capturable: bool | None = None) -> torch.optim.AdamW:
-    """AdamW over the model's parameters.
+def make_optimizer(model: nn.Module, config: Optim, capturable: bool | None = None) -> torch.optim.Adam:
+    """AdamW over the model's parameters; Adam where the schedule is that of delays.
 
     capturable: one kernel for all parameters, and the learning rate is a tensor beside them, so that a step may be part
         of a CUDA graph; None: if the parameters are on a CUDA device.
     """
+    device = next((p.device for p in model.parameters() if p.requires_grad), torch.device("cpu"))
+    capturable = device.type == "cuda" if capturable is None else capturable
+    if config.schedule == "delays":
+        return make_adam(model, config, capturable)
     groups = parameter_groups(model, config.weight_decay)
-    device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
-    if not (device.type == "cuda" if capturable is None else capturable):
+    if not capturable:
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     rate = torch.tensor(config.lr, dtype=torch.float32, device=device)
     return torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True, capturable=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups; the tensor of a capturable optimizer, which they share, is written."""
+    """Set the learning rate of all groups; the tensor of a capturable optimizer, which they share, is written.
+
+    The positions of delays have a rate of their own, which changes by epoch (delay_steps.py).
+    """
     shared = optimizer.param_groups[0]["lr"]
     if isinstance(shared, Tensor):
         shared.fill_(rate)
         return
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if not has_own_rate(group):
+            group["lr"] = rate
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -85,6 +93,8 @@ def learning_rate(step: int, steps: int, steps_per_epoch: int, config: Optim) ->
     """
     if config.schedule == "epoch":
         return _by_epoch(step // steps_per_epoch, -(-steps // steps_per_epoch), config)
+    if config.schedule == "delays":
+        return delay_schedule(config, -(-steps // steps_per_epoch)).at(step // steps_per_epoch).lr
     if config.schedule == "token":
         return _by_token(step, steps, min(round(config.warmup_epochs * steps_per_epoch), steps), config)
     last = max(steps - round(config.cooldown_epochs * steps_per_epoch), 0)

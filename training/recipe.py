@@ -12,6 +12,9 @@ import tyro
 
 from spikeloom.models import MaskedConfig
 from spikeloom.models.config import from_json, to_json
+from spikeloom.training.optim_settings import UNPREFIXED, check_field
+from spikeloom.training.optim_settings import Optim as Optim
+from spikeloom.training.sequence_settings import Manifolds
 
 _JSON = tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]](
     nargs=1,
@@ -20,25 +23,27 @@ _JSON = tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]](
     is_instance=lambda value: isinstance(value, dict),
     str_from_instance=lambda value: [json.dumps(value)],
 )
-_UNPREFIXED = tyro.conf.arg(prefix_name=False)  # --root instead of --data.root
+_MASKS = ("time_mask", "channel_mask")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which recordings, and how they become frames `[T, B, 2, H, W]`; which images `[B, C, H, W]`; or which text.
+    """Which recordings, and how they become frames `[T, B, 2, H, W]`; which images, text, or sequences `[T, B, N]`.
 
     Images are normalised by the mean and deviation of their data set and shown at every step (direct encoding); crop,
     split, duration_us and encoding are of event data alone; context, tokenizer, windows and stride of texts, whose
-    token ids `[context, B]` come one per time step.
+    token ids `[context, B]` come one per time step; steps, speaker and manifolds of sequences, which have their own
+    number of time steps.
     """
 
     name: str = "saccade_mnist"
     """Data set: saccade_mnist (simulated, embedded), or one read from --root: events of nmnist, cifar10_dvs and
     dvs_gesture, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and image_folder (folders of classes).
-    Texts: king_james (embedded), text_file and indexed_text (<prefix>.bin and .idx)."""
-    root: Annotated[str | None, _UNPREFIXED] = None
+    Texts: king_james (embedded), text_file and indexed_text (<prefix>.bin and .idx). Sequences: random_manifolds
+    (simulated), or from --root shd, ssc, speech_commands and spoken_digits."""
+    root: Annotated[str | None, UNPREFIXED] = None
     """Folder of the recordings or images, for data sets that are read from files; of a text, the file itself, too."""
-    T: Annotated[int, _UNPREFIXED] = 8
+    T: Annotated[int, UNPREFIXED] = 8
     """Time steps: frames per recording, or how often an image is shown."""
     split: Literal["time", "number"] = "time"
     """Frames of equal time (duration_us / T), or of equally many events of the recording."""
@@ -56,7 +61,8 @@ class Data:
     """cifar10, cifar100: also read a copy in which files or records are missing."""
     validation: int = 0
     """Training recordings held out, equally many of each class, for an evaluation after every epoch. Texts: so many
-    times context tokens from the beginning of the last tenth of the text, which is never trained on."""
+    times context tokens from the beginning of the last tenth of the text, which is never trained on. ssc and
+    speech_commands: so many of their own validation part, spread evenly, and none of the training part."""
     image_size: int = 224
     """imagenet, image_folder: height and width that the model sees, in pixels."""
     crop_area: float = 0.08
@@ -80,28 +86,36 @@ class Data:
     """Texts: random windows of context tokens that make an epoch."""
     stride: int | None = None
     """Texts: tokens between the windows of an evaluation, at most context; None: half the context."""
+    steps: int | None = None
+    """Sequences: so many time steps, cut or filled up with zeros; None: each batch has those of its longest."""
+    speaker: str | None = None
+    """spoken_digits: test on all recordings of this speaker and train on the others; None: the publisher's split."""
+    manifolds: Manifolds = field(default_factory=Manifolds)
+    """random_manifolds: what is simulated."""
 
     def __post_init__(self) -> None:
-        _check(self, "T", self.T >= 1, ">= 1")
-        _check(self, "duration_us", self.duration_us >= 1, ">= 1")
-        _check(self, "crop", self.crop is None or self.crop >= 1, ">= 1 or None")
-        _check(self, "pool", self.pool >= 1, ">= 1")
-        _check(self, "validation", self.validation >= 0, ">= 0")
-        _check(self, "image_size", self.image_size >= 1, ">= 1")
-        _check(self, "crop_area", 0 < self.crop_area <= 1, "above 0, up to 1")
-        _check(self, "workers", self.workers >= 0, ">= 0")
-        _check(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
-        _check(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
-        _check(self, "context", self.context >= 1, ">= 1")
-        _check(self, "windows", self.windows >= 1, ">= 1")
-        _check(self, "stride", self.stride is None or 1 <= self.stride <= self.context, "1 to context, or None")
+        check_field(self, "T", self.T >= 1, ">= 1")
+        check_field(self, "duration_us", self.duration_us >= 1, ">= 1")
+        check_field(self, "crop", self.crop is None or self.crop >= 1, ">= 1 or None")
+        check_field(self, "pool", self.pool >= 1, ">= 1")
+        check_field(self, "validation", self.validation >= 0, ">= 0")
+        check_field(self, "image_size", self.image_size >= 1, ">= 1")
+        check_field(self, "crop_area", 0 < self.crop_area <= 1, "above 0, up to 1")
+        check_field(self, "workers", self.workers >= 0, ">= 0")
+        check_field(self, "skip_per_class", 0 <= self.skip_per_class < 400, "0 to 399")
+        check_field(self, "limit", self.limit is None or self.limit >= 1, ">= 1 or None")
+        check_field(self, "context", self.context >= 1, ">= 1")
+        check_field(self, "windows", self.windows >= 1, ">= 1")
+        check_field(self, "stride", self.stride is None or 1 <= self.stride <= self.context, "1 to context, or None")
+        check_field(self, "steps", self.steps is None or self.steps >= 1, ">= 1 or None")
 
 
 @dataclass(frozen=True)
 class Augment:
     """Random changes of each training recording or image, drawn anew in every epoch; 0 or None switches one off.
 
-    Those for events come first, then those for frames or images, then mixing, normalisation and erasing.
+    Those for events come first, then those for frames or images, then mixing, normalisation and erasing. Sequences have
+    their own: time_stretch, channel_stretch and channel_shift, then masks and sequence_mix.
     """
 
     shift_px: int = 0
@@ -136,71 +150,38 @@ class Augment:
     legacy_cutmix: bool = False
     """Frames of events: cutmix as the authors of Max-Former ran it, which cuts channels and rows by a box that was
     drawn for rows and columns: mostly nothing is pasted, and the labels are mixed all the same."""
+    time_stretch: float = 0.0
+    """Sequences: make each longer or shorter by a factor of up to e to this."""
+    channel_stretch: float = 0.0
+    """Sequences: stretch the axis of channels about its middle by a factor of up to e to this."""
+    channel_shift: float = 0.0
+    """Sequences: move by up to so many channels; what comes in is 0."""
+    time_mask: int = 0
+    """Sequences: with probability 0.65, a span of fewer than so many steps becomes 0."""
+    channel_mask: int = 0
+    """Sequences: with probability 0.65, fewer than so many neighbouring channels become 0."""
+    sequence_mix: bool = False
+    """Sequences: both masks, and with probability 0.5 a span of steps and its share of the label come from the next
+    sample of the batch, as in the code of the delay networks."""
 
     def __post_init__(self) -> None:
-        for name in ("shift_px", "rotate_degrees", "jitter_us", "mixup", "cutmix"):
-            _check(self, name, getattr(self, name) >= 0, ">= 0")
-        for name in ("drop", "flip", "erase", "mix_prob"):
-            _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        _check(self, "mix_epochs", self.mix_epochs is None or self.mix_epochs >= 0, ">= 0 or None")
-        _check(self, "legacy_cutmix", self.cutmix > 0 or not self.legacy_cutmix, "False, or a cutmix above 0")
-
-
-@dataclass(frozen=True)
-class Optim:
-    """AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay, cooldown at the lowest rate."""
-
-    lr: Annotated[float, _UNPREFIXED] = 2e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.05
-    """Of weight matrices and kernels; biases, normalisations and neurons are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    eps: float = 1e-8
-    """Added to the root of the average of the squares."""
-    warmup_epochs: float = 1.0
-    """Epochs of linear warm-up."""
-    warmup_lr: float = 0.0
-    """Learning rate before the warm-up."""
-    final_lr: float = 0.0
-    """Lowest learning rate, as a fraction of the peak."""
-    min_lr: float | None = None
-    """Lowest learning rate itself, instead of final_lr."""
-    cooldown_epochs: float = 0.0
-    """The last so many epochs have the lowest rate."""
-    schedule: Literal["step", "epoch", "token"] = "step"
-    """The rate changes with every step, and the cosine follows the warm-up; or with every epoch, and the cosine runs
-    behind the warm-up, from the first epoch on, as in timm. token: that of RWKV and SpikeGPT, by tokens trained on;
-    warm-up from the lowest rate, the very first step at the peak."""
-    clip_norm: float | None = 1.0
-    """Largest norm of the gradient of all parameters together; None: no clipping."""
-
-    def __post_init__(self) -> None:
-        _check(self, "lr", self.lr > 0, "> 0")
-        _check(self, "weight_decay", self.weight_decay >= 0, ">= 0")
-        _check(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
-        _check(self, "eps", self.eps > 0, "> 0")
-        _check(self, "warmup_epochs", self.warmup_epochs >= 0, ">= 0")
-        _check(self, "warmup_lr", self.warmup_lr >= 0, ">= 0")
-        _check(self, "final_lr", 0 <= self.final_lr <= 1, "0 to 1")
-        _check(self, "min_lr", self.min_lr is None or 0 <= self.min_lr <= self.lr, "0 to lr, or None")
-        _check(self, "cooldown_epochs", self.cooldown_epochs >= 0, ">= 0")
-        _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None")
-        if self.schedule == "token":
-            lowest = self.final_lr if self.min_lr is None else self.min_lr
-            _check(self, "final_lr" if self.min_lr is None else "min_lr", lowest > 0, "> 0 with schedule='token'")
-            _check(
-                self, "warmup_lr", self.warmup_lr == 0, "0 with schedule='token': its warm-up is from the lowest rate"
-            )
-            _check(self, "cooldown_epochs", self.cooldown_epochs == 0, "0 with schedule='token'")
+        for name in ("shift_px", "rotate_degrees", "jitter_us", "mixup", "cutmix", "channel_shift", *_MASKS):
+            check_field(self, name, getattr(self, name) >= 0, ">= 0")
+        for name in ("drop", "flip", "erase", "mix_prob", "time_stretch", "channel_stretch"):
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        masked = not self.sequence_mix or (self.time_mask > 0 and self.channel_mask > 0)
+        check_field(self, "sequence_mix", masked, "False, or a time_mask and a channel_mask above 0")
+        check_field(self, "mix_epochs", self.mix_epochs is None or self.mix_epochs >= 0, ">= 0 or None")
+        check_field(self, "legacy_cutmix", self.cutmix > 0 or not self.legacy_cutmix, "False, or a cutmix above 0")
 
 
 @dataclass(frozen=True)
 class Loss:
     """The loss on logits `[T, B, classes]`; see losses.py."""
 
-    name: Literal["rate", "tet"] = "rate"
-    """rate: cross entropy of the mean over time; tet: mean of the cross entropies of every step."""
+    name: Literal["rate", "tet", "sum", "mean", "max", "spike_count", "nll"] = "rate"
+    """rate: cross entropy of the mean over time; tet: mean of the cross entropies of every step. The others are
+    read-outs of networks with delays, by which they are trained and decide (docs/delays.md)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     tet_lambda: float = 0.05
@@ -211,9 +192,9 @@ class Loss:
     """task=language: weight of the gradient that keeps the largest logits small; it is in no reported loss."""
 
     def __post_init__(self) -> None:
-        _check(self, "logit_penalty", self.logit_penalty >= 0, ">= 0")
-        _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1")
-        _check(self, "tet_lambda", 0 <= self.tet_lambda < 1, "0 to below 1")
+        check_field(self, "logit_penalty", self.logit_penalty >= 0, ">= 0")
+        check_field(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1")
+        check_field(self, "tet_lambda", 0 <= self.tet_lambda < 1, "0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -254,22 +235,33 @@ class Recipe:
     """Of the initial weights, the order of the recordings, augmentation and dropout."""
     init: str | None = None
     """Checkpoint to start from."""
+    select: Literal["last", "validation"] = "last"
+    """Weights to evaluate and save in the end: the last ones, or those of the epoch with the best accuracy on what
+    data.validation holds out."""
+    watch_test: bool = False
+    """Measure the test part after every epoch too, and report its best accuracy beside the result, as some papers do;
+    nothing is chosen by it."""
     pretrain: str | None = None
     """Recipe to train first, with this one's model, frames, data.limit and seed; this one starts from its weights."""
 
     def __post_init__(self) -> None:
-        _check(self, "epochs", self.epochs >= 1, ">= 1")
-        _check(self, "batch_size", self.batch_size >= 1, ">= 1")
-        _check(self, "early_epochs", 0 <= self.early_epochs <= self.epochs, f"0 to epochs={self.epochs}")
-        _check(self, "early_steps", self.early_steps >= 1, ">= 1")
-        _check(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
-        _check(self, "seed", self.seed >= 0, ">= 0")
+        check_field(self, "epochs", self.epochs >= 1, ">= 1")
+        check_field(self, "batch_size", self.batch_size >= 1, ">= 1")
+        check_field(self, "early_epochs", 0 <= self.early_epochs <= self.epochs, f"0 to epochs={self.epochs}")
+        check_field(self, "early_steps", self.early_steps >= 1, ">= 1")
+        check_field(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
+        check_field(self, "seed", self.seed >= 0, ">= 0")
         if self.task == "reconstruct" and self.data.T != 1:
             raise ValueError(
                 f"The recipe's task is 'reconstruct' and data.T is {self.data.T}; expected T=1: each recording as one "
                 "image, the events of all its frames together."
             )
         self._check_task()
+        if self.select == "validation" and (self.data.validation == 0 or self.task != "classify"):
+            raise ValueError(
+                f"Recipe.select is 'validation' with data.validation={self.data.validation} and task={self.task!r}; "
+                "expected recordings to select by, --data.validation N, and --task classify. Or pass --select last."
+            )
         busy = self.optim.warmup_epochs + self.optim.cooldown_epochs
         # a single epoch tries out whether all fits together, and no schedule fits it
         if self.optim.cooldown_epochs > 0 and 1 < self.epochs <= busy:
@@ -292,10 +284,11 @@ class Recipe:
         elif self.task == "reconstruct":
             idle += [f"augment.{name}" for name in ("mixup", "cutmix") if getattr(self.augment, name)]
             idle += ["loss"] if self.loss != Loss() else []
+            idle += ["watch_test"] if self.watch_test else []
         else:
             idle += ["augment"] if self.augment != Augment() else []
             idle += ["loss"] if replace(self.loss, logit_penalty=0.0) != Loss() else []
-            idle += ["pretrain"] if self.pretrain is not None else []
+            idle += [name for name in ("pretrain", "watch_test") if getattr(self, name)]
         if idle:
             raise ValueError(
                 f"The recipe's task is {self.task!r}, and {', '.join(idle)} changes nothing in it; expected the "
@@ -343,8 +336,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], place: str = "")
         elif before != after:
             found.append(f"{here} {before!r} -> {after!r}")
     return found
-
-
-def _check(config: object, name: str, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{type(config).__name__}.{name} is {getattr(config, name)!r}; expected {wanted}.")

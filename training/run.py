@@ -37,6 +37,7 @@ from spikeloom.training.checkpoint import (
     save_checkpoint,
     write_atomic,
 )
+from spikeloom.training.choice import Peak, better, peak
 from spikeloom.training.data import AnyBatches, batches_of, load_test, load_train, outputs_of, sample_of
 from spikeloom.training.firing import Firing, count_spikes
 from spikeloom.training.interrupt import Interruption, TrainingInterrupted, watch
@@ -48,22 +49,26 @@ from spikeloom.training.loop import (
     check_graph,
     evaluate,
     rate_of,
+    selected,
     start,
     train_epoch,
 )
-from spikeloom.training.recipe import Recipe, differences, read_recipe
+from spikeloom.training.recipe import Recipe
 from spikeloom.training.recipes import get_recipe
+from spikeloom.training.run_folder import RECIPE, check_folder
 from spikeloom.training.sources import Part, check_augment, classes_of, source
 from spikeloom.training.text_batches import check_tokenizer
 
-RECIPE, LOG, PRETRAIN = "recipe.json", "log.jsonl", "pretrain"
+LOG, PRETRAIN = "log.jsonl", "pretrain"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a run: loss and accuracy on the test part after the last epoch, and how often each layer fired there.
+    """The end of a run: loss and accuracy on the test part, and how often each layer fired there.
 
-    seconds: spent in training steps (of this stage, earlier parts of a resumed run included).
+    epochs: after which the weights are those of the result. peak: of what was measured on the test part after every
+    epoch, if that was asked for; it is chosen on that part. seconds:
+    spent in training steps (of this stage, earlier parts of a resumed run included).
     """
 
     checkpoint: Path
@@ -71,6 +76,7 @@ class Result:
     firing: dict[str, Firing]
     epochs: int
     seconds: float
+    peak: Peak | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Session:
-    """What stays the same during a run: where it writes, what it trains on, and what its labels are called."""
+    """What stays the same during a run: where it writes, what it trains on, and what its labels are called.
+
+    watched: the test part, where it is measured after every epoch.
+    """
 
     recipe: Recipe
     folder: Path
@@ -100,6 +109,7 @@ class Session:
     train: AnyBatches
     validation: AnyBatches | None
     classes: tuple[str, ...] | None
+    watched: AnyBatches | None
 
 
 def fit(
@@ -129,18 +139,20 @@ def fit(
         _write_settings(stages)
         while len(stages) > 1:
             _train(stages.pop(), Path(out), where, console)  # popped, so that its recordings are freed behind it
-        training, session = _train(stages.pop(), Path(out), where, console)
-        with averaged(training) as model:
+        training, session = _train(stages.pop(), Path(out), where, console, test)
+        with selected(training) as model:
             tally, firing = measure(model, recipe, where, test)
+    chosen = training.epoch if training.best is None else training.best.epoch
     session.log.write(
         "test",
         training.step,
         **tally.values(),
         samples=tally.samples,
+        chosen=chosen,
         firing={name: layer.rate for name, layer in firing.items()},
     )
     seconds = sum(line["seconds"] for line in session.log.lines() if line["event"] == "epoch")
-    return Result(require_checkpoint(Path(out)), tally, firing, training.epoch, seconds)
+    return Result(require_checkpoint(Path(out)), tally, firing, chosen, seconds, peak(session.log.lines()))
 
 
 def measure(
@@ -173,7 +185,7 @@ def pick_device(name: str) -> torch.device:
 
 def _prepare(recipe: Recipe, folder: Path, resume: bool, console: Console) -> list[Stage]:
     """The stages that are left of a run, the last one first. Writes nothing."""
-    _check_folder(recipe, folder, resume)
+    check_folder(recipe, folder, resume)
     check_augment(recipe.augment, recipe.data)
     begun = find_checkpoint(folder)
     first = _first_stage(recipe) if begun is None else None
@@ -220,7 +232,9 @@ def _write_settings(stages: list[Stage]) -> None:
             write_atomic(path, text)
 
 
-def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> tuple[Training, Session]:
+def _train(
+    stage: Stage, root: Path, device: torch.device, console: Console, test: Part | None = None
+) -> tuple[Training, Session]:
     """Train to the last epoch. root: the folder that the user named (the stage's lies in it when it pre-trains)."""
     recipe, folder = stage.recipe, stage.folder
     checkpoint = find_checkpoint(folder)
@@ -245,6 +259,7 @@ def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> 
         batches_of(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
         None if stage.validation is None else batches_of(stage.validation, recipe.data, recipe.batch_size, device),
         classes_of(stage.train),
+        batches_of(test, recipe.data, recipe.batch_size, device) if recipe.watch_test and test is not None else None,
     )
     doing = "pre-training" if folder != root else "training"
     console.print(announcement(training, session.train, session.validation, doing))
@@ -260,33 +275,6 @@ def _train(stage: Stage, root: Path, device: torch.device, console: Console) -> 
     )
     _epochs(training, session)
     return training, session
-
-
-def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
-    """Refuse to mix two runs in one folder."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        if resume:
-            raise FileNotFoundError(f"There is no run at {folder} to resume. Leave out --resume to start one there.")
-        return
-    if not resume:
-        raise FileExistsError(
-            f"{folder} exists and is not empty. Continue the run in it with --resume, or choose "
-            "another folder with --out."
-        )
-    if not (folder / RECIPE).is_file():
-        raise FileNotFoundError(
-            f"{folder} is no run folder (it has no {RECIPE}), so nothing can be resumed there. "
-            "Choose another with --out."
-        )
-    begun = read_recipe(folder / RECIPE)
-    # recordings may have been moved, and the run go on on another machine
-    begun = replace(begun, data=replace(begun.data, root=recipe.data.root), cuda_graph=recipe.cuda_graph)
-    changed = differences(begun.to_json(), recipe.to_json())
-    if changed:
-        raise ValueError(
-            f"The run in {folder} has other settings: {'; '.join(changed)}. Resume it as it was with "
-            f"`spikeloom train {shlex.quote(str(folder))} --resume`, or start another with --out."
-        )
 
 
 def _first_stage(recipe: Recipe) -> Recipe | None:
@@ -362,10 +350,13 @@ def _epoch_values(training: Training, session: Session, tally: Tally) -> dict[st
         "seconds": tally.seconds,
         "samples_per_second": tally.samples / max(tally.seconds, 1e-9),
     }
-    if session.validation is not None:
-        with averaged(training) as model:
-            held = evaluate(model, session.validation, session.recipe, training.device)
-        values |= held.values("validation_")
+    parts = {"validation_": session.validation, "test_": session.watched}
+    with averaged(training) as model:
+        for prefix, batches in parts.items():
+            if batches is not None:
+                values |= evaluate(model, batches, session.recipe, training.device).values(prefix)
+    if session.recipe.select == "validation":
+        training.best = better(training.best, training.epoch, values, snapshot.last_weights(training))
     return values
 
 

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from spikeloom.models.files import CheckpointError, load_weights
+from spikeloom.training.choice import Best
 from spikeloom.training.loop import Tally, Training, settle
 from spikeloom.training.optim import load_optimizer_state, optimizer_state
 
 
 def weights_of(training: Training) -> dict[str, Tensor]:
-    """The weights to use: the averaged ones where there are any."""
+    """The weights to use: those of the best epoch where the recipe selects them, else the averaged ones, if any."""
+    if training.best is not None:
+        return dict(training.best.weights)
+    return last_weights(training)
+
+
+def last_weights(training: Training) -> dict[str, Tensor]:
+    """The weights after the last step: the averaged ones where there are any."""
     return dict(training.model.state_dict() if training.ema is None else training.ema.weights)
 
 
@@ -37,9 +45,14 @@ def take(training: Training, recordings: int) -> dict[str, Any]:
     }
     if training.device.type == "cuda":
         state["cuda_rng"] = torch.cuda.get_rng_state(training.device)
+    if training.ema is not None or training.best is not None:
+        state["own_weights"] = _on_cpu(training.model.state_dict())
     if training.ema is not None:
-        state["own_weights"] = {name: value.cpu() for name, value in training.model.state_dict().items()}
         state["ema_updates"] = training.ema.updates
+    if training.best is not None:
+        state["best"] = training.best.state()
+        if training.ema is not None:
+            state["averaged"] = _on_cpu(training.ema.weights)
     return state
 
 
@@ -66,7 +79,10 @@ def restore(
             )
         load_weights(training.model, state.get("own_weights", weights), where)
         if training.ema is not None:
-            training.ema.load(weights, int(state["ema_updates"]))
+            training.ema.load(state.get("averaged", weights), int(state["ema_updates"]))
+        if "best" in state:
+            moved = {name: value.to(training.device) for name, value in weights.items()}
+            training.best = Best(**state["best"], weights=moved)
         load_optimizer_state(training.optimizer, state["optimizer"])
         training.epoch, training.batch, training.step = progress["epoch"], progress["batch"], progress["step"]
         training.tally = Tally(**state["tally"])
@@ -78,3 +94,7 @@ def restore(
             f"{where} lacks the entry {error}; expected a state of this version of spikeloom. Its "
             f"weights can start another run: --init {where}."
         ) from error
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in weights.items()}

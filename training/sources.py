@@ -7,24 +7,32 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from spikeloom.datasets import NMNIST, PackedEvents, SaccadeConfig, saccade_mnist
 from spikeloom.datasets.cifar10_dvs import CIFAR10DVS, SPLIT_RULE
+from spikeloom.datasets.cochlea import Cochlea
+from spikeloom.datasets.digit_speech import spoken_digits
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
+from spikeloom.datasets.google_speech import speech_commands
+from spikeloom.datasets.heidelberg import shd, ssc
 from spikeloom.datasets.image_files import ImageFiles, class_names, read_image_folder
 from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
+from spikeloom.datasets.manifolds import random_manifolds
 from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
+from spikeloom.datasets.sequences import Sequences
 from spikeloom.models.config import nearest
 from spikeloom.training.frame_store import StoredFrames, store_frames
 from spikeloom.training.recipe import Augment, Data
+from spikeloom.training.sequence_batches import check_sequences
 from spikeloom.training.text_batches import Text, check_text, load_text
 
-Recordings = PackedEvents | StoredFrames | Images | ImageFiles
-"""What a part is held as: events, frames that were binned when they were read, images, or names of files of images."""
+Recordings = PackedEvents | StoredFrames | Images | ImageFiles | Sequences
+"""What a part is held as: events, frames that were binned when they were read, images, names of files of images, or
+sequences."""
 Part = Recordings | Text
 """Or a text."""
 
@@ -33,10 +41,11 @@ Part = Recordings | Text
 class Source:
     """A data set.
 
-    load: reads its train or test part, with labels. says: what results on it are called. mean, std: of the training
+    load: reads its train or test part, with labels. validates: load reads its validation part, too. says: what
+    results on it are called. mean, std: of the training
     images, by channel, in units of the full range; empty for events. stored: events are binned when they are read.
     streamed: images stay in their files. count: finds num_classes where it depends on the files. of_text: token
-    ids, whose number depends on the tokenizer.
+    ids, whose number depends on the tokenizer. channels: those of sequences; None: no sequences.
     """
 
     load: Callable[[Data, str], Part]
@@ -48,11 +57,18 @@ class Source:
     streamed: bool = False
     count: Callable[[Data], int] | None = None
     of_text: bool = False
+    channels: Callable[[Data], int] | None = None
+    validates: bool = False
 
     @property
     def of_images(self) -> bool:
         """Whether these are images, not events."""
         return bool(self.mean)
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether these are sequences `[T, N]`, of their own numbers of steps."""
+        return self.channels is not None
 
     @property
     def unit(self) -> str:
@@ -83,6 +99,9 @@ def check_augment(augment: Augment, data: Data) -> None:
     """
     found = source(data)
     check_text(data, found.of_text)
+    check_sequences(augment, data, found.of_sequences)
+    if found.of_sequences:
+        return
     if found.of_images and data.crop is not None:
         raise ValueError(f"{data.name} has images, and Data.crop cuts frames of events. Pass --data.crop None.")
     plain = Data()
@@ -214,6 +233,36 @@ def _load_cifar(read: Callable[..., Images], folder: str, data: Data, part: str)
     return read(root, _name(part), allow_partial=data.allow_partial)
 
 
+def _load_spikes(read: Callable[..., Sequences], files: str, data: Data, part: str) -> Sequences:
+    root = _root(data, f"{files} of https://compneuro.net/datasets/.")
+    return read(root, _PARTS.get(part, part))
+
+
+def _load_speech(data: Data, part: str) -> Sequences:
+    root = _root(data, "the folders of words and the two lists of Google's Speech Commands v0.02.")
+    return speech_commands(root, _PARTS[part])
+
+
+def _load_digits(data: Data, part: str) -> Sequences:
+    root = _root(data, "<digit>_<speaker>_<index>.wav of the Free Spoken Digit Dataset.")
+    return spoken_digits(root, _name(part), speaker=data.speaker)
+
+
+def _load_manifolds(data: Data, part: str) -> Sequences:
+    config = data.manifolds
+    count = config.train if part == "train" else config.test
+    return random_manifolds(
+        _name(part),
+        classes=config.classes,
+        units=config.units,
+        dims=config.dims,
+        alpha=config.alpha,
+        steps=config.length,
+        samples=count,
+        seed=config.seed,
+    )
+
+
 def _load_files(read: Callable[..., ImageFiles], holds: str, data: Data, part: str) -> ImageFiles:
     return read(_root(data, holds), _name(part))
 
@@ -240,6 +289,7 @@ def _root(data: Data, holds: str) -> str:
     return data.root
 
 
+_PARTS: dict[str, Any] = {"train": "train", "validation": "valid", "test": "test"}
 _CLASS_FOLDERS = "train/<class>/<name>.jpg, and the same in val/ or test/."
 _WNIDS = "train/<wnid>/<name>.JPEG and val/<wnid>/<name>.JPEG of ImageNet-1k (ILSVRC 2012)."
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -283,6 +333,32 @@ SOURCES = {
         _IMAGENET_STD,
         streamed=True,
         count=_count_classes,
+    ),
+    "shd": Source(
+        partial(_load_spikes, shd, "shd_train.h5 and shd_test.h5"),
+        20,
+        "Spiking Heidelberg Digits, counts per 10 ms and five channels",
+        channels=lambda data: 140,
+    ),
+    "ssc": Source(
+        partial(_load_spikes, ssc, "ssc_train.h5, ssc_valid.h5 and ssc_test.h5"),
+        35,
+        "Spiking Speech Commands, counts per 10 ms and five channels",
+        channels=lambda data: 140,
+        validates=True,
+    ),
+    "speech_commands": Source(
+        _load_speech, 35, "Speech Commands v0.02, log-mel per 10 ms", channels=lambda data: 140, validates=True
+    ),
+    "spoken_digits": Source(
+        _load_digits, 10, "spoken digits as spikes of a simulated cochlea", channels=lambda data: Cochlea().channels
+    ),
+    "random_manifolds": Source(
+        _load_manifolds,
+        0,
+        "simulated, one spike per channel, only its time tells",
+        channels=lambda data: data.manifolds.units,
+        count=lambda data: data.manifolds.classes,
     ),
     "king_james": Source(load_text, 0, "the King James Bible", of_text=True),
     "text_file": Source(load_text, 0, "a text", of_text=True),

@@ -29,7 +29,18 @@ def test_a_published_language_model_has_a_row_with_its_numbers(name: str) -> Non
     assert (int(context), int(epochs)) == (recipe.data.context, recipe.epochs)
 
 
-@pytest.mark.parametrize("name", [name for name, task in PAPERS.items() if task != "language"])
+@pytest.mark.parametrize("name", [name for name in PAPERS if name.startswith("delays_")])
+def test_a_published_network_with_delays_has_a_row_with_its_numbers(name: str) -> None:
+    recipe = get_recipe(name)
+    data, model, epochs, batch_size, accuracy = ROWS[name]
+    assert (data, model) == (recipe.data.name, recipe.model)
+    assert (int(epochs), int(batch_size)) == (recipe.epochs, recipe.batch_size)
+    assert f"accuracy: {accuracy.removesuffix(' %')}" in list_recipes()[name]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, task in PAPERS.items() if task != "language" and not name.startswith("delays_")]
+)
 def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
     recipe = get_recipe(name)
     data, model, T, epochs, accuracy = ROWS[name]
@@ -51,6 +62,8 @@ def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
         "cifar10_10min",
         "spikegpt_char",
         "char_small",
+        "delays_manifolds",
+        "delays_digits",
     ],
 )
 def test_a_small_recipe_has_a_row(name: str) -> None:

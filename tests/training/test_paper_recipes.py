@@ -17,10 +17,13 @@ from spikeloom.training import fit, get_recipe, list_recipes
 from spikeloom.training.optim import learning_rate
 from spikeloom.training.sources import check_augment
 
-PAPER = [  # those for ImageNet and for texts are of another kind
+PAPER = [  # those for ImageNet, for texts and for delays are of another kind
     name
     for name in list_recipes()
-    if name.endswith("_paper") and get_recipe(name).data.name != "imagenet" and get_recipe(name).task != "language"
+    if name.endswith("_paper")
+    and not name.startswith("delays_")
+    and get_recipe(name).data.name != "imagenet"
+    and get_recipe(name).task != "language"
 ]
 SMALL: dict[str, dict[str, Any]] = {
     "spikformer_cifar_4_384": {"embed_dim": 32, "num_heads": 4, "depth": 1},

@@ -1,0 +1,39 @@
+"""The folder of a run, and whether a training may write there."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from spikeloom.training.recipe import Recipe, differences, read_recipe
+
+RECIPE = "recipe.json"
+"""Its settings."""
+
+
+def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if resume:
+            raise FileNotFoundError(f"There is no run at {folder} to resume. Leave out --resume to start one there.")
+        return
+    if not resume:
+        raise FileExistsError(
+            f"{folder} exists and is not empty. Continue the run in it with --resume, or choose "
+            "another folder with --out."
+        )
+    if not (folder / RECIPE).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no run folder (it has no {RECIPE}), so nothing can be resumed there. "
+            "Choose another with --out."
+        )
+    begun = read_recipe(folder / RECIPE)
+    # recordings may have been moved, and the run go on on another machine
+    begun = replace(begun, data=replace(begun.data, root=recipe.data.root), cuda_graph=recipe.cuda_graph)
+    changed = differences(begun.to_json(), recipe.to_json())
+    if changed:
+        raise ValueError(
+            f"The run in {folder} has other settings: {'; '.join(changed)}. Resume it as it was with "
+            f"`spikeloom train {shlex.quote(str(folder))} --resume`, or start another with --out."
+        )
