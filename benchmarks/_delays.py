@@ -34,7 +34,7 @@ def missing() -> str:
     return f"not installed: {', '.join(lacking)}; pip install {' '.join(lacking)}" if lacking else ""
 
 
-def ours(name: str, device: torch.device, method: Method = "direct", **sizes: Any) -> DelaySNN:
+def ours(name: str, device: torch.device, method: Method = "auto", **sizes: Any) -> DelaySNN:
     """Our network, the weights it begins with."""
     torch.manual_seed(0)
     net = create_model(name, **sizes)

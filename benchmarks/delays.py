@@ -7,11 +7,12 @@
 `train`: forward, the published loss, backward, two Adams, clamping of positions, on counts of spikes. `published` is
 the network from its parts: `Dcls1d` of the package dcls 0.1.1, torch's BatchNorm1d, SpikingJelly's LIF and dropout,
 with our parameters (`difference`: how far its outputs are from ours). `published without cuDNN` (--only) has cuDNN off,
-as the authors' code does. `spikeloom graph`: our step as a CUDA graph. `spikeloom frequencies` and its graph:
-convolutions by frequencies, in float32 also under autocast, their products with TF32 only under --tf32-products on.
+as the authors' code does. `spikeloom graph`: our step as a CUDA graph. `spikeloom` has the form of the convolution that
+the layers choose; `spikeloom direct` and `spikeloom frequencies` have one everywhere, the latter in float32 also under
+autocast, its products with TF32 only under --tf32-products on.
 
 Implementations take turns; events around each call with an idle queue, so the host's time is in it. Memory is the peak
-of a step with nothing else built, over what was allocated before: that of parameters, gradients and optimisers is in
+of a step over what was allocated before it was built: that of parameters, gradients and optimisers is in
 it. TF32 in convolutions is as --tf32 says, the same for all, and recorded; --search has cuDNN try its algorithms (for
 all). Targets are for one H100.
 
@@ -47,7 +48,7 @@ from _timing import failure_text  # noqa: E402
 from spikeloom.synapses.time_conv import Method  # noqa: E402
 
 OURS, GRAPH, PUBLISHED, PLAIN = "spikeloom", "spikeloom graph", "published", "published without cuDNN"
-WAVES, WAVES_GRAPH = "spikeloom frequencies", "spikeloom frequencies graph"
+DIRECT, WAVES = "spikeloom direct", "spikeloom frequencies"
 DTYPES = ("float32", "bfloat16")
 FASTER, SMALLER = 2.0, 0.6
 """What is wanted of ours: times the published step's speed, at most this share of its peak memory."""
@@ -86,7 +87,7 @@ def _known(options: argparse.Namespace) -> list[str]:
     """Names of what runs unless told otherwise."""
     if options.what == "forms":
         return list(nets.FORMS)
-    return [OURS, WAVES, *([GRAPH, WAVES_GRAPH] if options.device == "cuda" else []), PUBLISHED]
+    return [OURS, *([GRAPH] if options.device == "cuda" else []), DIRECT, WAVES, PUBLISHED]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -147,7 +148,7 @@ def makers(options: argparse.Namespace, device: torch.device, dtype: torch.dtype
     """A training step of each implementation."""
     sizes = nets.TINY if options.tiny else {}
 
-    def built(peer: bool = False, method: Method = "direct") -> Step:
+    def built(peer: bool = False, method: Method = "auto") -> Step:
         net = nets.ours(options.model, device, method, **sizes)
         config = net.config
         given = nets.batch(options.steps, options.batch, config.in_features, config.num_classes, device)
@@ -164,9 +165,9 @@ def makers(options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 
     return {
         OURS: built,
-        WAVES: lambda: built(method="frequencies"),
         GRAPH: lambda: captured(built()),
-        WAVES_GRAPH: lambda: captured(built(method="frequencies")),
+        DIRECT: lambda: built(method="direct"),
+        WAVES: lambda: built(method="frequencies"),
         PUBLISHED: lambda: built(peer=True),
         PLAIN: plain,
     }

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from spikeloom.synapses.dcls_kernel import WIDTHS, AxisOrder, check_version, construct_1d, construct_2d, construct_taps
 from spikeloom.synapses.time_axis import check_axes, over_time
-from spikeloom.synapses.time_conv import Method, along_time
+from spikeloom.synapses.time_conv import Method, along_time, choice
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 START_SIGMA = {"gauss": 0.23, "max": 0.0}
@@ -129,8 +129,8 @@ class Dcls1d(Elements):
         padding_mode: `zeros`, `reflect`, `replicate` or `circular`.
         version: `gauss`, `max`, `v1` or `v0`.
         learn_sigma: whether SIG is trained.
-        method: how to convolve, see time_conv.py; `frequencies` takes stride 1, groups 1 and a padding below K. The
-            attribute of that name may be changed at any time.
+        method: how to convolve, see time_conv.py: `auto` chooses, `direct`, or `frequencies`, which takes stride 1,
+            groups 1 and a padding below K. The attribute of that name may be changed at any time.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Dcls1d(Elements):
         version: str = "gauss",
         *,
         learn_sigma: bool = True,
-        method: Method = "direct",
+        method: Method = "auto",
     ) -> None:
         sizes = (dilated_kernel_size,)
         super().__init__(in_channels, out_channels, kernel_count, sizes, groups, bias, version, learn_sigma)
@@ -194,7 +194,12 @@ class Dcls1d(Elements):
         def kernel(dtype: torch.dtype | None) -> Tensor:
             return construct_taps(self.weight, self.P, self.SIG, self.size[0], self.version, dtype)
 
-        options: dict[str, Any] = {"stride": self.stride, "groups": self.groups, "method": self.method}
+        method = self.method
+        if method == "auto":
+            serves = self.stride == self.groups == 1 and padding < self.size[0]
+            channels = min(self.in_channels, self.out_channels)
+            method = choice(x, self.size[0], channels, self.training) if serves else "direct"
+        options: dict[str, Any] = {"stride": self.stride, "groups": self.groups, "method": method}
         return along_time(x, kernel, self.bias, before=before, behind=behind, **options)
 
 

@@ -52,7 +52,7 @@ class DelayConv1d(Dcls1d):
         bias: bool = False,
         version: str = "gauss",
         learn_sigma: bool = True,
-        method: Method = "direct",
+        method: Method = "auto",
     ) -> None:
         super().__init__(
             in_channels,

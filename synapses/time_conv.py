@@ -5,7 +5,9 @@
 `direct`: `[T, B, I]` in memory is a channels-last image of T rows and B columns, so a kernel `[O, K, I]` makes it a
 convolution of that image with kernels of K x 1: neither x nor the result nor gradients are transposed. Where that is
 slow the lines `[B, I, T]` are convolved. A layer of 512 x 512 channels and 31 taps on 131 x 256 outputs takes 2.7e11
-products forward and twice that backward. `frequencies`: 11 times fewer, see frequency_conv.py.
+products forward and twice that backward. `frequencies`: 11 times fewer, see frequency_conv.py. Layers choose by
+`choice`: frequencies for wide layers in training in float32 on a GPU, where they take half of the time
+(benchmarks/delays.py), else direct: evaluation, streams, autocast and the CPU never leave the plain sum.
 
 In what precision torch multiplies, TF32 included (`torch.backends.cudnn.allow_tf32`), is its setting and left alone.
 Under autocast the direct form rounds x and kernel to a half type: spikes are exact in it, but behind dropout they are
@@ -25,7 +27,22 @@ from spikeloom.kernels.op import dispatched
 from spikeloom.synapses.frequency_conv import frequency_conv
 from spikeloom.synapses.spike_linear import autocast_type
 
-Method = Literal["direct", "frequencies"]
+Form = Literal["direct", "frequencies"]
+Method = Literal["auto", "direct", "frequencies"]
+WIDE_TAPS, WIDE_CHANNELS = 15, 128
+"""From so many taps and channels, in and out, `choice` takes frequencies. Measured: 31 taps, 140 to 512 channels."""
+
+
+def choice(x: Tensor, taps: int, channels: int, training: bool) -> Form:
+    """The faster form for a layer of stride 1 without groups.
+
+    Args:
+        channels: the fewer of those that come in and go out.
+        training: of the module.
+    """
+    plain = x.is_cuda and x.dtype == torch.float32 and autocast_type(x) is None
+    wide = taps >= WIDE_TAPS and channels >= WIDE_CHANNELS
+    return "frequencies" if training and plain and wide and torch.is_grad_enabled() else "direct"
 
 
 def along_time(
@@ -37,7 +54,7 @@ def along_time(
     behind: int,
     stride: int = 1,
     groups: int = 1,
-    method: Method = "direct",
+    method: Form = "direct",
 ) -> Tensor:
     """Convolve with zeros before and behind x; T' = (T + before + behind - K) // stride + 1.
 

@@ -65,12 +65,12 @@ def char_small() -> Recipe:
     """A SpikeGPT of 9.7 M parameters on the characters of any text in --root: made for ten minutes on one H100."""
     return Recipe(
         model="spikegpt_46m",
-        model_args={"depth": 6, "embed_dim": 352, "dropout": 0.2},
+        model_args={"depth": 6, "embed_dim": 352, "dropout": 0.1},
         data=Data("text_file", context=256, tokenizer="characters", windows=32_000, validation=200),
         optim=replace(_OPTIM, lr=1e-3, warmup_epochs=0.2, schedule="step"),
         loss=_LOSS,
         task="language",
-        epochs=6,
+        epochs=4,
         batch_size=64,
     )
 

@@ -66,11 +66,11 @@ def test_a_race_on_the_cpu(
     assert [row["dtype"] for row in record["rows"]] == ["float32", "bfloat16"]
     for row in record["rows"]:
         results = row["results"]
-        assert list(results) == ["spikeloom", "spikeloom frequencies", "published"]
+        assert list(results) == ["spikeloom", "spikeloom direct", "spikeloom frequencies", "published"]
         assert results["published"] == {"skipped": "not installed: dcls"}
         assert results["spikeloom"]["eager"]["median"] > 0
         assert results["spikeloom frequencies"]["eager"]["median"] > 0
-        assert row["targets"] == {"spikeloom": [], "spikeloom frequencies": []}
+        assert row["targets"] == {"spikeloom": [], "spikeloom direct": [], "spikeloom frequencies": []}
     assert "not installed: dcls" in capsys.readouterr().out
 
 
@@ -87,9 +87,9 @@ def test_forms_on_the_cpu(script: Script, tmp_path: Path) -> None:
 
 
 def test_names_with_spaces_are_given_with_underscores(script: Script) -> None:
-    given = ["train", "--only", "spikeloom_frequencies_graph,published_without_cuDNN"]
+    given = ["train", "--only", "spikeloom_graph,published_without_cuDNN"]
     options = script("delays")._options(given)
-    assert options.only == ["spikeloom frequencies graph", "published without cuDNN"]
+    assert options.only == ["spikeloom graph", "published without cuDNN"]
     assert set(options.only) < set(script("delays").makers(options, CPU, torch.float32))
 
 

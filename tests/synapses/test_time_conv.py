@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from spikeloom.models import create_model, parameter_groups
 from spikeloom.models.delay_readout import delay_loss
 from spikeloom.synapses import Dcls1d, DelayConv1d, frequency_conv, time_conv
 from spikeloom.synapses.frequency_conv import tables
-from spikeloom.synapses.time_conv import along_time
+from spikeloom.synapses.time_conv import along_time, choice
 
 EXACT = {torch.float64: 1e-13, torch.float32: 2e-6}
 SHAPES = [
@@ -188,7 +189,7 @@ def test_autocast_decides_the_type_of_the_result_alone() -> None:
         (lambda: Dcls1d(2, 2, 1, 2, 1, 5, method="frequencies")(torch.zeros(9, 1, 2)), "stride 2"),
         (lambda: DelayConv1d(2, 2, 1, 5, groups=2, method="frequencies")(torch.zeros(9, 1, 2)), "2 groups"),
         (lambda: Dcls1d(2, 2, 1, 1, 5, 5, method="frequencies")(torch.zeros(9, 1, 2)), "5 steps of padding"),
-        (lambda: Dcls1d(2, 2, 1, method="fft"), "expected one of direct, frequencies"),
+        (lambda: Dcls1d(2, 2, 1, method="fft"), "expected one of auto, direct, frequencies"),
         (
             lambda: frequency_conv.frequency_conv(torch.zeros(3, 1, 2), torch.zeros(2, 5, 2), 5, 3),
             "lead from 0 to K - 1",
@@ -337,3 +338,23 @@ def test_a_training_step_as_a_cuda_graph(method: str) -> None:
             found = [float(step()) for _ in range(3)]
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "change"),
+    [
+        ("frequencies", {}),
+        ("direct", {"is_cuda": False}),
+        ("direct", {"dtype": torch.float64}),
+        ("direct", {"taps": 9}),
+        ("direct", {"channels": 35}),
+        ("direct", {"training": False}),
+    ],
+    ids=["wide", "cpu", "double", "short", "narrow", "evaluation"],
+)
+def test_the_faster_form_is_chosen(wanted: str, change: dict[str, Any]) -> None:
+    case = {"is_cuda": True, "dtype": torch.float32, "taps": 31, "channels": 512, "training": True} | change
+    x: Any = SimpleNamespace(is_cuda=case["is_cuda"], dtype=case["dtype"], device=torch.device("cuda"))
+    assert choice(x, case["taps"], case["channels"], case["training"]) == wanted
+    with torch.no_grad():
+        assert choice(x, case["taps"], case["channels"], case["training"]) == "direct"
