@@ -35,7 +35,7 @@ from spikeloom.synapses.delay_conv import Tail
 from spikeloom.synapses.time_axis import check_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -258,17 +258,37 @@ class DelaySNN(nn.Module):
                 module.training = was
 
     @contextmanager
-    def whole_sequence(self) -> Iterator[None]:
-        """Without tails inside of a `with`: outputs for the steps of the input alone, as a stream gives them."""
+    def whole_sequence(self) -> Iterator[int]:
+        """All layers for one number of steps inside of a `with`; gives how many zeros belong behind the input for that.
+
+        Outputs are then those with tails: what a layer would not be given without these zeros is 0. Only what a layer
+        sends behind its own end, which nobody reads, is there in addition.
+        """
         layers = self.delayed()
-        tails = [layer.tail for layer in layers]
+        tails, steps = [layer.tail for layer in layers], [layer.tail_steps for layer in layers]
+        ends = [_ending(sum(steps[i:])) for i in range(len(layers))]
+        handles = [layer.register_forward_pre_hook(end) for layer, end in zip(layers, ends, strict=True)]
         try:
             for layer in layers:
                 layer.tail = "none"
-            yield
+            yield sum(steps)
         finally:
-            for layer, tail in zip(layers, tails, strict=True):
+            for layer, tail, handle in zip(layers, tails, handles, strict=True):
                 layer.tail = tail
+                handle.remove()
+
+
+def _ending(steps: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook that makes the last so many steps of a layer's input 0."""
+
+    def end(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *rest = given
+        if len(x) < steps:
+            raise ValueError(f"whole_sequence: a layer got {len(x)} steps; expected {steps} zeros behind the input.")
+        kept = x[: len(x) - steps]
+        return (torch.cat([kept, x.new_zeros(steps, *x.shape[1:])]), *rest)
+
+    return end
 
 
 def run_synapse(synapse: nn.Module, x: Tensor, tail: bool | None) -> Tensor:

@@ -74,8 +74,8 @@ class Work:
 def count_over(work: Work, console: Console) -> Counted:
     """Count every batch; Ctrl-C (or SIGTERM) ends it after the batch that is running, and what was counted stays.
 
-    The network is in its form of inference, such as with whole-number delays, and stops with the input: steps behind
-    it, in which delayed spikes still arrive, are not counted.
+    The network is in its form of inference, such as with whole-number delays. Where its outputs have more steps than
+    its input, because delayed spikes still arrive, so many steps of zeros follow the input, in all layers.
 
     Raises:
         KeyboardInterrupt: interrupted before the first batch was done, or a second time.
@@ -84,7 +84,7 @@ def count_over(work: Work, console: Console) -> Counted:
 
     work.model.eval()
     with (
-        countable(work.model) as shortened,
+        countable(work.model) as silent,
         watch() as interruption,
         count(work.model, strict=work.strict) as run,
         _bar(console, work.wanted) as bar,
@@ -92,6 +92,8 @@ def count_over(work: Work, console: Console) -> Counted:
         counted = Counted(run, work.wanted)
         for inputs, labels in work.batches:
             frames = inputs if work.T is None else inputs.expand(work.T, *inputs.shape)
+            if silent:
+                frames = torch.cat([frames, frames.new_zeros(silent, *frames.shape[1:])])
             with torch.no_grad(), autocast(work.device, work.bf16):
                 logits = work.model(frames)
             _tally(counted, logits, labels, frames.shape[1], work.readout)
@@ -100,8 +102,9 @@ def count_over(work: Work, console: Console) -> Counted:
                 break
     where = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "CPU"
     run.setting.update(work.setting)
-    if shortened:
-        run.setting["data"] = f"{run.setting.get('data', '')}; steps of the input alone, without the tail"
+    if silent:
+        says = run.setting.get("data", "")
+        run.setting["data"] = f"{says}; with {silent} steps of zeros behind the input, in which delayed spikes arrive"
     run.setting |= {"device": where, "spikeloom": spikeloom.__version__, "torch": torch.__version__}
     run.setting["python"] = platform.python_version()
     if counted.samples < work.wanted:

@@ -34,8 +34,8 @@ class Rounds(Protocol):
 class Lengthens(Protocol):
     """A network whose outputs have more steps than its inputs."""
 
-    def whole_sequence(self) -> AbstractContextManager[None]:
-        """As many steps as the input has."""
+    def whole_sequence(self) -> AbstractContextManager[int]:
+        """As many steps as the input has; gives how many more there are otherwise."""
 
 
 def settle_model(model: nn.Module) -> None:
@@ -57,8 +57,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def countable(model: nn.Module) -> Iterator[bool]:
-    """`evaluating`, and without steps behind the end of the input; gives whether those were left out."""
-    lengthens = isinstance(model, Lengthens)
-    with evaluating(model), model.whole_sequence() if isinstance(model, Lengthens) else nullcontext():
-        yield lengthens
+def countable(model: nn.Module) -> Iterator[int]:
+    """`evaluating`, with one number of steps in all layers; gives how many zeros belong behind the input for that."""
+    with evaluating(model), model.whole_sequence() if isinstance(model, Lengthens) else nullcontext(0) as steps:
+        yield steps

@@ -349,3 +349,15 @@ def test_wrong_inputs_are_explained() -> None:
         model(torch.zeros(4, 3, 12, dtype=torch.uint8))
     with pytest.raises(ValueError, match="num_classes is -2"):
         model.reset_classifier(-2)
+
+
+def test_zeros_behind_the_input_stand_for_tails() -> None:
+    model = create_model("delays_shd_2l_1kc", in_features=6, hidden=8, num_classes=3, max_delay=5).eval()
+    x = torch.rand(9, 4, 6)
+    with torch.no_grad():
+        expected = model(x)
+        with model.whole_sequence() as steps:
+            made = model(torch.cat([x, x.new_zeros(steps, 4, 6)]))
+        assert steps == len(expected) - len(x) == 6
+        torch.testing.assert_close(made, expected)
+        torch.testing.assert_close(model(x), expected)

@@ -227,16 +227,18 @@ def test_a_bad_step_changes_nothing(recipe: Recipe) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_operations_are_counted_with_whole_delays_and_without_a_tail(
+def test_operations_are_counted_with_whole_delays_until_all_has_arrived(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = quiet(replace(recipe, epochs=1), tmp_path / "run")
     report = report_energy(result.checkpoint, replace(recipe, epochs=1), CPU, Console(quiet=True), result.test)
     longest = int(tiny_part(recipe.data, "test").lengths.max())
-    assert longest == report.counts.T  # one number of steps, whatever the batches
+    tails = sum(layer.tail_steps for layer in small(recipe).delayed())
+    assert longest + tails == report.counts.T  # one number of steps, whatever the batches
     assert report.accuracy == result.test.accuracy
+    assert report.accuracy_by_step[-1] == report.accuracy
     assert [layer.op for layer in report.counts.layers] == ["delay_linear"] * 3
-    assert str(report.counts.setting["data"]).endswith("without the tail")
+    assert f"with {tails} steps of zeros behind the input" in str(report.counts.setting["data"])
     assert cli.main(["energy", str(tmp_path / "run"), "--device", "cpu", "--strict", "--samples", "5"]) == 0
     assert cli.main(["energy", recipe.model, "--data", "tiny_sequences", "--device", "cpu", "--samples", "5"]) == 0
     assert "operations per inference" in " ".join(capsys.readouterr().out.split())
@@ -245,11 +247,13 @@ def test_operations_are_counted_with_whole_delays_and_without_a_tail(
 def test_a_network_is_itself_again_after_an_evaluation(recipe: Recipe) -> None:
     model = small(recipe).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with countable(model) as shortened:
-        assert shortened
+    with countable(model) as silent:
+        assert silent > 0
         assert not model.training
         assert {layer.version for layer in model.delayed()} == {"max"}
-        assert len(model(torch.zeros(11, 2, CHANNELS))) == 11
+        assert len(model(torch.zeros(11 + silent, 2, CHANNELS))) == 11 + silent
+        with pytest.raises(ValueError, match="zeros behind the input"):
+            model(torch.zeros(silent - 1, 2, CHANNELS))
     assert model.training
     assert {(layer.version, layer.tail) for layer in model.delayed()} == {("gauss", "official")}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
