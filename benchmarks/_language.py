@@ -47,7 +47,7 @@ def train_step(name: str, context: int, batch: int, device: torch.device, dtype:
     def train() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = net(ids)
-            loss = language_loss(logits.float(), targets)
+            loss = language_loss(logits, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

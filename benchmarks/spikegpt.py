@@ -44,14 +44,17 @@ from _report import conditions, show, write  # noqa: E402
 from _steps import captured, warm_up  # noqa: E402
 from _timing import copy_bandwidth, failure_text  # noqa: E402
 
+from spikeloom.models.read_out import padded  # noqa: E402
+
 SHAPES = "12x1024x768,8x1024x2048,1x8192x768"
 POSITIONS = "10,100,1000,10000,60000"
 EAGER, GRAPH = "spikeloom", "spikeloom graph"
 KINDS = (
     ("WKV", ("_WKV",)),
-    ("neurons and token shifts", ("_Weave", "spikeloom::weave")),
+    ("neurons, token shifts and gates", ("_Weave", "spikeloom::weave")),
     ("layer norm", ("aten::native_layer_norm",)),
-    ("loss", ("aten::_log_softmax", "aten::nll_loss", "aten::max", "aten::scatter", "_Penalised")),
+    ("sum, layer norm and token shift", ("_ShiftNorm",)),
+    ("loss", ("_TokenLoss", "aten::_log_softmax", "aten::nll_loss", "aten::max", "aten::scatter", "_Penalised")),
     ("embedding", ("aten::embedding", "aten::index_select")),
     ("optimizer and clipping", ("aten::_fused_adam", "aten::_foreach", "aten::linalg_vector_norm")),
 )
@@ -197,11 +200,13 @@ def _profiled(case: tuple[Any, ...], device: torch.device) -> dict[str, Any]:
 
 
 def kind_of(vocab_size: int) -> KindOf:
-    """Kind of layer of a kernel in a language model; its read-out's products have the vocabulary among their sizes."""
+    """Kind of layer of a kernel in a language model; its read-out's products have the vocabulary among their sizes, or
+    the next multiple to which it is padded."""
+    sizes = {vocab_size, padded(vocab_size)}
 
     def kind(name: str, dims: list[Any], kernel: str) -> str:
         if name in PRODUCTS:
-            read_out = any(vocab_size in axes for axes in dims if isinstance(axes, list))
+            read_out = any(sizes.intersection(axes) for axes in dims if isinstance(axes, list))
             return "products: read-out" if read_out else "products: blocks"
         return next((kind for kind, beginnings in KINDS if name.startswith(beginnings)), REST)
 

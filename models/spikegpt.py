@@ -9,6 +9,7 @@ Paper: Zhu, Zhao, Li, Eshraghian 2023, "SpikeGPT: Generative Pre-trained Languag
 arXiv:2302.13939, with the details of the authors' code (ridgerchu/SpikeGPT, commit 029f86f). Token ids are [T, B], time
 first, x is [T, B, C]. A whole text in one call and a text in a `Stream`, token by token or in pieces, are one code path
 and give the same logits. What the authors' generation script does otherwise is in `embedding` and `rescale_every`.
+On a GPU sums, normalisations and token shifts of a whole text are fused (`spikegpt_fused`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from spikeloom.kernels import spike
 from spikeloom.models.classifier import fresh_head
+from spikeloom.models.read_out import ReadOut
+from spikeloom.models.spikegpt_fused import fused_blocks, fuses
 from spikeloom.models.spikegpt_init import Init, initialise, initialise_head
 from spikeloom.neurons import LIF, Neuron, neuron
 from spikeloom.spiking_attention import ChannelMix, TimeMix
-from spikeloom.synapses import Linear
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class _Backbone(nn.Module):
         """
         check_ids(ids, self.config.vocab_size, type(self).__name__)
         x: Tensor = self.binary(self.emb(ids))
+        if all(type(block) is Block for block in self.blocks) and fuses(x, self.blocks, self.ln_out):
+            return fused_blocks(self.blocks[0].get_submodule("ln0")(x), self.blocks, self.ln_out)
         for block in self.blocks:
             x = block(x)
         features: Tensor = self.ln_out(x)
@@ -150,7 +154,7 @@ class SpikeGPT(_Backbone):
 
     def __init__(self, config: SpikeGPTConfig) -> None:
         super().__init__(config)
-        self.head = Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.head = ReadOut(config.embed_dim, config.vocab_size)
         initialise_head(self.head.weight, config.init)
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -212,8 +216,9 @@ class SpikeGPTClassifier(_Backbone):
         if self.config.pool == "last":
             return features[lengths - 1, torch.arange(B, device=features.device)]
         real = torch.arange(T, device=features.device).unsqueeze(1) < lengths  # [T, B]
-        total = features.masked_fill(~real.unsqueeze(2), 0.0).sum(0)
-        return total / lengths.unsqueeze(1).to(total.dtype)
+        exact = torch.promote_types(features.dtype, torch.float32)  # half precision has no lengths like 1001
+        total = features.masked_fill(~real.unsqueeze(2), 0.0).sum(0, dtype=exact)
+        return (total / lengths.unsqueeze(1).to(exact)).to(features.dtype)
 
     def forward_head(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Features [T, B, C] -> logits [B, num_classes]."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron, neuron
+from spikeloom.spiking_attention.gates import gated, squared
 from spikeloom.synapses import Linear
 
 
@@ -46,7 +47,14 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """All tokens: [T, B, C] -> [T, B, C]."""
-        k, r = self.mix(x)
-        hidden = torch.relu(self.key(k)).square()
-        out: Tensor = torch.sigmoid(self.receptance(r)) * self.value(hidden)
-        return out
+        return self.mixed(*self.mix(x))
+
+    def mixed(self, k: Tensor, r: Tensor) -> Tensor:
+        """What follows the two mixtures, each [T, B, C], in the order of `mixes`."""
+        hidden = squared(self.key(k))
+        return gated(self.receptance(r), self.value(hidden))
+
+    def mixes(self) -> tuple[Tensor, ...]:
+        """The mixing weights [C] of the key and the gate."""
+        mix: Any = self.mix
+        return mix.time_mix_k, mix.time_mix_r

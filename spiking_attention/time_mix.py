@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron, neuron
+from spikeloom.spiking_attention.gates import gated
 from spikeloom.spiking_attention.wkv import WKV
 from spikeloom.synapses import Linear
 
@@ -52,7 +53,15 @@ class TimeMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """All tokens: [T, B, C] -> [T, B, C]."""
-        k, v, r = self.mix(x)
+        return self.mixed(*self.mix(x))
+
+    def mixed(self, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        """What follows the three mixtures, each [T, B, C], in the order of `mixes`."""
         y = self.wkv(self.key(k), self.value(v))
-        out: Tensor = self.output(torch.sigmoid(self.receptance(r)) * y)
+        out: Tensor = self.output(gated(self.receptance(r), y))
         return out
+
+    def mixes(self) -> tuple[Tensor, ...]:
+        """The mixing weights [C] of the key, the value and the gate."""
+        mix: Any = self.mix
+        return mix.time_mix_k, mix.time_mix_v, mix.time_mix_r

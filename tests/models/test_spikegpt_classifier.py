@@ -21,6 +21,17 @@ from spikeloom.models import (
 )
 
 
+@torch.no_grad()
+def test_a_mean_in_half_precision_is_rounded_once() -> None:
+    """bfloat16 has no length like 1028, and not the sum of as many features."""
+    model = SpikeGPTClassifier.of(tiny(), 4)
+    features = torch.rand(1030, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    lengths = torch.tensor([1028, 517])
+    found, exact = model.pooled(features, lengths), model.pooled(features.double(), lengths)
+    assert exact.dtype == torch.float64
+    assert torch.equal(found, exact.bfloat16())
+
+
 @pytest.mark.parametrize("pool", ["mean", "last"])
 @torch.no_grad()
 def test_padding_changes_no_class(pool: Any) -> None:

@@ -29,6 +29,17 @@ def test_the_penalty_is_a_gradient_alone() -> None:
             language_loss(*wrong)
 
 
+def test_the_penalty_has_a_second_derivative() -> None:
+    logits = torch.randn(4, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.arange(8).view(4, 2) % 7
+    plain = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    found = []
+    for loss in (language_loss(logits, targets, 0.3), plain + 0.15 * logits.amax(2).square().mean()):
+        (slope,) = torch.autograd.grad(loss, logits, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), logits)[0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-15)
+
+
 def test_sampling_keeps_what_it_should() -> None:
     logits = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
     for top_p, kept in ((0.0, 1), (0.49, 1), (0.6, 3), (0.89, 3), (0.95, 4), (1.0, 4), (2.0, 4)):

@@ -259,7 +259,10 @@ def test_kinds_of_layers_and_products(script: Script) -> None:
     kind = script("spikegpt").kind_of(50277)
     assert kind("aten::mm", [[12288, 768], [768, 50277]], "sm90_gemm") == "products: read-out"
     assert kind("aten::mm", [[12288, 768], [768, 3072]], "sm90_gemm") == "products: blocks"
+    assert kind("aten::mm", [[50304, 12288], [12288, 768]], "sm90_gemm") == "products: read-out"
     assert kind("_WKVBackward", [], "wkv_gradients") == "WKV"
+    assert kind("_TokenLossBackward", [], "token_loss_gradient") == "loss"
+    assert kind("_ShiftNorm", [], "shift_norm") == "sum, layer norm and token shift"
     assert kind("aten::copy_", [[3]], "copy") == script("_budget").REST
     kernels = {"gemm_a": {"ms": 1.0, "kernels": 4}, "gemm_b": {"ms": 5.0, "kernels": 2}}
     _, lines = script("_budget").product_lines({"products": kernels, "total_ms": 10.0})
