@@ -68,7 +68,7 @@ def adaptive_event_frames(
     Raises:
         ValueError: no events, or T, size, min_events or threshold out of range.
     """
-    if T is not None and T < 1:
+    if T is not None and (not isinstance(T, int) or T < 1):
         raise ValueError(f"adaptive_event_frames got T={T}; expected a whole number >= 1, or None for all frames.")
     frames = adaptive_pieces(events, size=size, min_events=min_events, threshold=threshold).frames
     return frames if T is None else fit_steps(frames, T)
@@ -107,7 +107,7 @@ def adaptive_pieces(
         deeper = []
         for (lo, hi), score in zip(level, scores, strict=True):
             middle = lo + (hi - lo) // 2
-            if score <= threshold:
+            if score <= threshold or hi - lo == 1:  # a lone event has no halves
                 final.append((lo, hi))
             elif middle - lo <= min_events:
                 final += [(lo, middle), (middle, hi)]

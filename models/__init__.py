@@ -21,6 +21,8 @@ from spikeloom.models.sdt_v3 import SDTV3, SDTV3Config
 from spikeloom.models.spikegpt import SpikeGPT, SpikeGPTClassifier, SpikeGPTClassifierConfig, SpikeGPTConfig
 from spikeloom.models.spikformer import Spikformer, SpikformerConfig
 from spikeloom.models.spikformer_v2 import SpikformerV2, SpikformerV2Config
+from spikeloom.models.spikmamba import SpikMamba, SpikMambaConfig
+from spikeloom.models.spikmamba_official import SpikMambaOfficial, SpikMambaOfficialConfig
 from spikeloom.models.token_loss import language_loss
 
 __all__ = [
@@ -41,6 +43,10 @@ __all__ = [
     "QKFormerConfig",
     "SDTConfig",
     "SDTV3Config",
+    "SpikMamba",
+    "SpikMambaConfig",
+    "SpikMambaOfficial",
+    "SpikMambaOfficialConfig",
     "SpikeDrivenTransformer",
     "SpikeGPT",
     "SpikeGPTClassifier",

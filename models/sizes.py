@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from spikeloom.models.registry import create_model, default_config
+from spikeloom.models.registry import create_model, default_config, describe
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,19 @@ def size_of(name: str, **overrides: Any) -> Size:
     """
     defaults = default_config(name)
     T = overrides.get("T", getattr(defaults, "T", None))
-    one_step: dict[str, Any] = {"T": 1} if hasattr(defaults, "T") else {}
+    fixed = getattr(describe(name).kind, "fixed_input", False)  # parameters depend on T
+    one_step: dict[str, Any] = {"T": 1} if hasattr(defaults, "T") and not fixed else {}
+    steps = int(T) if fixed and T is not None else 1
     one_step |= {"tail": "none"} if hasattr(defaults, "tail") else {}  # steps that a delay network runs on for
     with torch.device("meta"):
         model = create_model(name, **{**overrides, **one_step})
     shape = input_shape(model.config, name)
     counter = _Macs()
     with torch.no_grad(), counter:
-        model.eval()(torch.empty(1, 1, *shape, device="meta", dtype=torch.float32 if shape else torch.int64))
+        model.eval()(torch.empty(steps, 1, *shape, device="meta", dtype=torch.float32 if shape else torch.int64))
     parts = {key: sum(p.numel() for p in child.parameters()) for key, child in model.named_children()}
     parts |= {key: value.numel() for key, value in model.named_parameters(recurse=False)}
-    return Size(parameters(model), {key: n for key, n in parts.items() if n}, counter.total, T, shape)
+    return Size(parameters(model), {key: n for key, n in parts.items() if n}, counter.total // steps, T, shape)
 
 
 def parameters(model: nn.Module) -> int:

@@ -8,6 +8,7 @@ from spikeloom.spiking_attention.conv_block import ConvBlock
 from spikeloom.spiking_attention.e_sdsa import ESDSA
 from spikeloom.spiking_attention.e_sdsa_large import ESDSALarge
 from spikeloom.spiking_attention.integer_mlp import IntegerMLP
+from spikeloom.spiking_attention.mamba import MambaMixer, SelectiveSSM
 from spikeloom.spiking_attention.membrane_conv import MembraneConv, membrane_depthwise
 from spikeloom.spiking_attention.membrane_mlp import MembraneMLP
 from spikeloom.spiking_attention.membrane_qk import MembraneQKToken
@@ -19,8 +20,11 @@ from spikeloom.spiking_attention.qk import QKChannelAttention, QKTokenAttention,
 from spikeloom.spiking_attention.sdsa import SDSA
 from spikeloom.spiking_attention.sdsa_repconv import SDSARepConv
 from spikeloom.spiking_attention.sepconv import SepConv
+from spikeloom.spiking_attention.spike_mamba import SpikeMamba
+from spikeloom.spiking_attention.spiking_linear import SpikingLinearAttention
 from spikeloom.spiking_attention.ssa import SSA
 from spikeloom.spiking_attention.time_mix import TimeMix
+from spikeloom.spiking_attention.windowed_linear import WindowedLinearAttention
 from spikeloom.spiking_attention.wkv import WKV
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
     "ConvBlock",
     "ESDSALarge",
     "IntegerMLP",
+    "MambaMixer",
     "MembraneConv",
     "MembraneMLP",
     "MembraneQKToken",
@@ -42,9 +47,13 @@ __all__ = [
     "QKChannelAttention",
     "QKTokenAttention",
     "SDSARepConv",
+    "SelectiveSSM",
     "SepConv",
+    "SpikeMamba",
+    "SpikingLinearAttention",
     "SpikingMLP",
     "TimeMix",
+    "WindowedLinearAttention",
     "fires_if_any",
     "membrane_depthwise",
 ]

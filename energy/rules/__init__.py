@@ -1,5 +1,5 @@
 """Counting rules: what each operation does, in terms, events and elements."""
 
-from spikeloom.energy.rules import attention, elementwise, linear, neurons, rnn, roles
+from spikeloom.energy.rules import attention, delay_frames, elementwise, linear, neurons, rnn, roles, scan
 
-__all__ = ["attention", "elementwise", "linear", "neurons", "rnn", "roles"]
+__all__ = ["attention", "delay_frames", "elementwise", "linear", "neurons", "rnn", "roles", "scan"]

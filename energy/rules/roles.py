@@ -159,6 +159,7 @@ def _count_delays(run: Run, name: str, x: Tensor, synapses: _Synapses) -> Any:
         sop, sop_nz = ((spikes * each[:, None]).sum(-1).flatten() for each in (fan, fan_nonzero))
         counts = {"sop": sop, "sop_nz": sop_nz, "events": events}
         arriving = _arrivals(spikes, torch.where(present, delays, longest + 1), longest, begin, T)
+    add_call(site, Rows("multi", T * B), {"arrival": arriving.flatten()})
     whole = int(arrives.sum())
     add_call(
         site,
@@ -174,7 +175,6 @@ def _count_delays(run: Run, name: str, x: Tensor, synapses: _Synapses) -> Any:
             "whole_run": whole * T / length,
         },
     )
-    add_call(site, Rows("multi", T * B), {"arrival": arriving.flatten()})
     site.facts["operands"] = "param"
     sizes = n_in, n_out, int(present.sum()), n_out * synapses.bias
     site.geometry = Geometry((longest + 1,), (1,), 1, *sizes, max_delay=longest)

@@ -179,6 +179,7 @@ def test_where_the_kernel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not takes_average(x.detach(), 3, 2, 1)  # not recorded
     assert not takes_average(x.detach().contiguous().requires_grad_(), 3, 2, 1)
     assert not takes_average(x, 3, 0, 1)
+    assert not takes_average(x, 0, 1, 0)
     assert not takes_average(x, 3, 2, -1)
     assert not takes_average(x, 3, 2, 2)  # more padding than half of the window
     assert not takes_average(x, 7, 1, 0)  # a window larger than the map

@@ -13,8 +13,8 @@ from spikeloom.models.registry import describe
 from spikeloom.spiking_attention import products
 from spikeloom.synapses import SpikeConv2d, SpikeLinear
 
-INTEGER = ("SDTV3",)
-"""Classes whose neurons fire integers; none of their layers reads bits."""
+NO_BITS = ("SDTV3", "SpikMamba", "SpikMambaOfficial")
+"""Classes whose neurons fire integers, or whose spikes meet real numbers before the next weights."""
 
 
 def watched(net: nn.Module) -> int:
@@ -41,7 +41,7 @@ def operands(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_classifiers(name: str, train: bool, operands: None) -> None:
     model = build(name).train(train)
-    assert bool(watched(model)) != (describe(name).kind.__name__ in INTEGER)
+    assert bool(watched(model)) != (describe(name).kind.__name__ in NO_BITS)
     x = image(model)
     with torch.no_grad():
         features = model.forward_features(x.expand(model.config.T, *x.shape))
