@@ -6,6 +6,7 @@ if "." not in __name__:
 from spikeloom.kernels import SURROGATES
 from spikeloom.neurons.alif import ALIF
 from spikeloom.neurons.cuba import CubaLIF
+from spikeloom.neurons.diet import DIET
 from spikeloom.neurons.eif import EIF
 from spikeloom.neurons.if_ import IF
 from spikeloom.neurons.ilif import ILIF
@@ -21,6 +22,7 @@ from spikeloom.neurons.stream import Stream
 __all__ = [
     "ALIF",
     "AT_LEAST_ONE",
+    "DIET",
     "EIF",
     "IF",
     "ILIF",

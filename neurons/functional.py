@@ -5,6 +5,7 @@ Each is the one-step function of its file; parameters that are tensors get gradi
 
 from spikeloom.neurons.alif import alif
 from spikeloom.neurons.cuba import cuba_lif
+from spikeloom.neurons.diet import diet
 from spikeloom.neurons.eif import eif
 from spikeloom.neurons.if_ import if_
 from spikeloom.neurons.ilif import ilif
@@ -14,4 +15,4 @@ from spikeloom.neurons.lif import lif
 from spikeloom.neurons.plif import plif
 from spikeloom.neurons.qif import qif
 
-__all__ = ["alif", "cuba_lif", "eif", "if_", "ilif", "izhikevich", "li", "lif", "plif", "qif"]
+__all__ = ["alif", "cuba_lif", "diet", "eif", "if_", "ilif", "izhikevich", "li", "lif", "plif", "qif"]

@@ -1,0 +1,176 @@
+"""`spikeloom convert`: a network of torchvision or of a Python file, and images, become a spiking network."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spikeloom.conversion.files import check_folder, save_converted
+from spikeloom.conversion.from_ann import convert as convert_network
+
+_TYRO = (tyro.conf.FlagCreatePairsOff,)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a trained ReLU network to a spiking one, and print what was done to every layer."""
+
+    model: tyro.conf.Positional[str]
+    """A torchvision model, such as resnet18, or FILE.py:FUNCTION, which returns the network."""
+    images: Path
+    """Calibration images, prepared as for training: a .pt or .safetensors file with a tensor [N, C, H, W] (of several,
+    the one named images)."""
+    weights: Path | None = None
+    """The network's trained parameters, a state dict in a .pt, .pth or .safetensors file; None: those it is built with,
+    random ones for torchvision."""
+    classes: int | None = None
+    """Classes of a torchvision model; None: its own number."""
+    out: Path | None = None
+    """Folder to write the converted network into."""
+    method: str = "ltb"
+    """One of the methods of docs/conversion.md."""
+    T: int = 16
+    """Time steps."""
+    batch: int = 16
+    """Images per calibration batch; local threshold balancing wants 16 batches or more."""
+    max_pool: Literal["auto", "exact", "before", "or", "avg", "refuse"] = "auto"
+    """What becomes of max pools."""
+    percentile: float = 99.9
+    """Of the percentile methods, in percent."""
+
+
+def convert(argv: list[str]) -> int:
+    """`spikeloom convert MODEL --images FILE`: returns the exit code."""
+    options = tyro.cli(ConvertOptions, args=argv, prog="spikeloom convert", config=_TYRO)
+    console = Console(highlight=False)
+    if options.batch < 1:
+        raise ValueError(f"--batch is {options.batch}; expected >= 1 image per calibration batch.")
+    if options.out is not None:
+        check_folder(options.out)  # before the work, not after it
+    ann = network(options.model, options.classes)
+    if options.weights is not None:
+        _load(ann, options.weights)
+    else:
+        console.print("[yellow]warning:[/] no --weights: the parameters are those that the network was built with")
+    images = read_images(options.images)
+    _try(ann, images)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        net = convert_network(
+            ann,
+            images.split(options.batch),
+            method=options.method,
+            T=options.T,
+            max_pool=options.max_pool,
+            percentile=options.percentile,
+        )
+    console.print(str(net.report), markup=False, soft_wrap=True)
+    for warning in caught:
+        console.print(f"[yellow]warning:[/] {escape(str(warning.message))}", soft_wrap=True)
+    console.print(f"{len(net.report.layers)} activations converted by {options.method}; latency {net.latency} steps")
+    if options.out is not None:
+        console.print(f"written to {save_converted(net, options.out)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def network(name: str, classes: int | None) -> nn.Module:
+    """The network of that name, in evaluation.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path, _, function = name.partition(":")
+    if path.endswith(".py"):
+        spec = importlib.util.spec_from_file_location("spikeloom_convert_model", path)
+        if not function or not Path(path).is_file() or spec is None or spec.loader is None:
+            raise ValueError(f"{name}: expected FILE.py:FUNCTION, an existing file and a function in it.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made = getattr(module, function, None)
+        if made is None:
+            raise ValueError(f"{path} has no function {function!r}.")
+        found = made()
+    else:
+        import torchvision
+
+        if name not in torchvision.models.list_models():
+            raise ValueError(f"torchvision has no model {name!r}; `FILE.py:FUNCTION` takes one of your own.")
+        chosen: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        found = torchvision.models.get_model(name, weights=None, **chosen)
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{name} gives {type(found).__name__}; expected a torch.nn.Module.")
+    return found.eval()
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """Parameters of a local file; nothing but tensors is unpickled.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds other things.
+    """
+    held = _read(path)
+    for key in ("state_dict", "model"):
+        held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise ValueError(f"{path} holds no state dict (names -> tensors); save one with torch.save(net.state_dict()).")
+    return dict(held)
+
+
+def _load(ann: nn.Module, path: Path) -> None:
+    try:
+        ann.load_state_dict(state_dict(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not belong to this network. {error}") from error
+
+
+@torch.no_grad()
+def _try(ann: nn.Module, images: Tensor) -> None:
+    """Raise unless the network takes such images."""
+    if not images.is_floating_point():
+        return  # which convert explains
+    like = next(ann.parameters(), images)
+    try:
+        ann(images[:1].to(like.dtype))
+    except RuntimeError as error:
+        raise ValueError(f"the network does not take images {list(images.shape)}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """What a .safetensors or torch file holds."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types: zip, pickle, safetensors
+        raise ValueError(
+            f"{path} cannot be read as {'safetensors' if path.suffix == '.safetensors' else 'a file of torch.save'} "
+            f"with tensors alone ({type(error).__name__}: {error})."
+        ) from error
+
+
+def read_images(path: Path) -> Tensor:
+    """Calibration images `[N, ...]`.
+
+    Raises:
+        ValueError: the file holds no such tensor.
+    """
+    held = _read(path)
+    if isinstance(held, dict):
+        held = held.get("images", next(iter(held.values())) if len(held) == 1 else None)
+    if not isinstance(held, Tensor) or held.ndim < 2:
+        raise ValueError(
+            f"{path} holds no tensor [N, ...] of images; expected one, or several with one named 'images'."
+        )
+    return held

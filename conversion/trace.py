@@ -1,0 +1,108 @@
+"""A model's forward as a torch.fx graph, with errors that say where tracing failed and what to do."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from torch import fx, nn
+
+from spikeloom.conversion.activations import TRAINED
+from spikeloom.neurons import Neuron
+
+
+class NotConvertibleError(ValueError):
+    """A model that cannot become a spiking network as it is."""
+
+
+class _Tracer(fx.Tracer):
+    """Keeps the activations of this package whole, and remembers the line of every call."""
+
+    record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is not looked into."""
+        return isinstance(m, TRAINED) or super().is_leaf_module(m, module_qualified_name)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def trace(ann: nn.Module) -> fx.Graph:
+    """Record the model's forward in evaluation.
+
+    Raises:
+        NotConvertibleError: it is spiking already, or its control flow depends on values.
+    """
+    neurons = [name for name, module in ann.named_modules() if isinstance(module, Neuron) or _streams(module)]
+    if neurons:
+        raise NotConvertibleError(
+            f"{type(ann).__name__} has spiking neurons already ({neurons[0] or 'itself'}"
+            f"{f' and {len(neurons) - 1} more' if len(neurons) > 1 else ''}); convert takes the ANN that it was made "
+            "from, with ReLUs."
+        )
+    try:
+        with evaluating(ann):
+            return _positional(_Tracer().trace(ann))
+    except Exception as error:
+        raise NotConvertibleError(_says(ann, error)) from error
+
+
+def _positional(graph: fx.Graph) -> fx.Graph:
+    """`relu(input=x)` as `relu(x)`."""
+    for node in graph.nodes:
+        if not node.args and "input" in node.kwargs:
+            kwargs = dict(node.kwargs)
+            node.args = (kwargs.pop("input"),)
+            node.kwargs = kwargs
+    return graph
+
+
+def _streams(module: nn.Module) -> bool:
+    return bool(getattr(module, "streams", False))
+
+
+def _says(ann: nn.Module, error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _inside(f.filename)]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return (
+        f"The forward of {type(ann).__name__} cannot be traced by torch.fx{place} ({type(error).__name__}: {error}). "
+        "Tracing follows one path: an `if`, a loop or an assert on the values or shapes of tensors has none. Take the "
+        "decision in __init__, mark a helper without activations by torch.fx.wrap, or convert the part of the model "
+        "that has no such branch."
+    )
+
+
+def _inside(filename: str) -> bool:
+    return any(part in filename for part in ("/torch/", "/conversion/trace.py", "<eval_with_key>"))
+
+
+def where(node: fx.Node) -> str:
+    """`file:line: code` of the model's call that a node records, or its name in the graph."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    found = ""
+    for head, code in pairwise([*lines, ""]):
+        if head.startswith('File "') and not _inside(head.split('"')[1]):
+            number = head.partition('", line ')[2].partition(",")[0]
+            found = f"{head.split(chr(34))[1]}:{number}: {'' if code.startswith('File ') else code}"
+    return found or str(node.format_node() or node.name)
+
+
+def name_of(node: fx.Node, module: nn.Module | None) -> str:
+    """What a node calls, in words."""
+    if module is not None:
+        return f"{type(module).__name__} {node.target!r}"
+    target: Any = node.target
+    return str(getattr(target, "__name__", target))

@@ -1,0 +1,42 @@
+"""`spikeloom convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikeloom.cli import main
+from spikeloom.conversion import load_converted
+
+CODE = """
+from torch import nn
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+
+def test_a_file_and_a_checkpoint_become_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.save({"state_dict": ann.state_dict()}, tmp_path / "net.pth")
+    images = torch.randn(64, 1, 4, 4)
+    torch.save({"images": images, "labels": torch.zeros(64)}, tmp_path / "images.pt")
+    line = ["convert", f"{tmp_path}/net.py:network", "--images", f"{tmp_path}/images.pt", "--batch", "4", "--T", "64"]
+    code = main([*line, "--weights", f"{tmp_path}/net.pth", "--out", f"{tmp_path}/snn", "--method", "channel_max"])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "1 activations converted by channel_max; latency 64 steps" in printed
+    net = load_converted(tmp_path / "snn")
+    with torch.no_grad():
+        torch.testing.assert_close(net(images).mean(0), ann(images), rtol=0, atol=0.05)
+
+
+def test_mistakes_explain_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "images.pt")
+    assert main(["convert", "resnet181", "--images", f"{tmp_path}/images.pt"]) == 1
+    assert "torchvision has no model 'resnet181'" in capsys.readouterr().err
+    assert main(["convert", "squeezenet1_1", "--images", f"{tmp_path}/images.pt"]) == 1
+    assert "holds no tensor" in capsys.readouterr().err
