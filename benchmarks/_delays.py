@@ -222,9 +222,9 @@ def _smooth(n: int) -> bool:
 
 FORMS: dict[str, Form] = {
     "lines": _lines,
-    "image, zeros copied": _image_zeros,
-    "image, half the zeros copied": _image_half,
-    "image, more rows": _image_more,
+    "image zeros copied": _image_zeros,
+    "image half the zeros copied": _image_half,
+    "image more rows": _image_more,
     "a product per tap": _taps,
     "fourier": _fourier,
     "frequencies": _frequencies,

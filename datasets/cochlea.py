@@ -69,7 +69,10 @@ class Cochlea:
             raise ValueError(
                 f"low={self.low}, high={self.high}; expected 0 < low < high < {self.rate / 2:g} Hz, half the rate."
             )
-        if min(self.bandwidth, self.floor, self.gain, self.tau) <= 0 or not 0 <= self.emphasis <= 1:
+        if (
+            not all(value > 0 for value in (self.bandwidth, self.floor, self.gain, self.tau))
+            or not 0 <= self.emphasis <= 1
+        ):
             raise ValueError(
                 f"bandwidth={self.bandwidth}, floor={self.floor}, gain={self.gain}, tau={self.tau}, "
                 f"emphasis={self.emphasis}; expected numbers above 0, and an emphasis from 0 to 1."

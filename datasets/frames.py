@@ -1,4 +1,7 @@
-"""Events to dense tensors: one flat index per event and one bincount for the whole batch, on CPU or GPU.
+"""Events to dense tensors, for a whole batch at once.
+
+On a CPU the events of a bin follow one another, so only the edges of the bins are searched and a compiled loop counts;
+on a GPU, and without a compiler, there is one flat index per event and one bincount.
 
 All functions take one recording (`Events` -> `[T, 2, H, W]`) or many (`PackedEvents` or a sequence of `Events` ->
 `[T, B, 2, H, W]`). Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Counts are int32. Integer sums do
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.packed import PackedEvents
+from spikeloom.kernels.backends import choose
+from spikeloom.kernels.events import cpu
 
 Recordings = Events | PackedEvents | Sequence[Events]
 
@@ -30,6 +35,11 @@ def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int
     same end_us to all for bins of one length. Events outside the range are not counted.
     """
     packed = _pack(events)
+    if _compiled(packed):
+        span = _spans(packed, T, start_us, end_us)[:, None]
+        steps = (torch.arange(T) * span + T - 1) // T  # bin k begins at ceil(k * span / T); the last includes its end
+        times = start_us + torch.cat((steps, span + 1), dim=1)
+        return _unpack(_count_between(packed, _edges(packed, times)), events)
     return _unpack(_count(packed, _time_bins(packed, T, start_us, end_us), T), events)
 
 
@@ -41,6 +51,9 @@ def frames_by_window(events: Recordings, T: int, window_us: int) -> Tensor:
     _check_positive("T", T)
     _check_positive("window_us", window_us)
     packed = _pack(events)
+    if _compiled(packed):
+        times = (torch.arange(T + 1) * window_us).expand(len(packed), T + 1)
+        return _unpack(_count_between(packed, _edges(packed, times)), events)
     return _unpack(_count(packed, packed.t // window_us, T), events)
 
 
@@ -63,7 +76,12 @@ def frames_by_count(
         raise ValueError(f"remainder is {remainder!r}; expected 'spread' or 'last'.")
     if events_per_frame is not None and remainder != "spread":
         raise ValueError(f"events_per_frame={events_per_frame} leaves no remainder to place; drop remainder='last'.")
+    if events_per_frame is not None:
+        _check_positive("events_per_frame", events_per_frame)
     packed = _pack(events)
+    if _compiled(packed):
+        edges = _edges_by_count(packed.lengths[:, None], T, events_per_frame, remainder)
+        return _unpack(_count_between(packed, edges + packed.offsets[:-1, None]), events)
     recording = packed.recording_index()
     number = torch.arange(len(packed.t), device=packed.t.device) - packed.offsets[recording]
     if remainder == "last":
@@ -72,7 +90,6 @@ def frames_by_count(
     elif events_per_frame is None:
         bins = (number * T).floor_divide_(packed.lengths[recording])
     else:
-        _check_positive("events_per_frame", events_per_frame)
         bins = number // events_per_frame
     return _unpack(_count(packed, bins, T), events)
 
@@ -125,6 +142,31 @@ def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
     return torch.bincount(index, minlength=cells)[:cells].to(torch.int32).view(size)
 
 
+def _compiled(packed: PackedEvents) -> bool:
+    return not packed.t.is_cuda and choose("auto", packed.t.device.type) == "cpu"
+
+
+def _edges(packed: PackedEvents, times: Tensor) -> Tensor:
+    """Numbers `[B, K]` of the first event of each recording at or after times `[B, K]`."""
+    return cpu.edges(packed.t.contiguous(), packed.offsets.contiguous(), times.contiguous())
+
+
+def _edges_by_count(lengths: Tensor, T: int, events_per_frame: int | None, remainder: str) -> Tensor:
+    """Bounds `[B, T + 1]` of the bins in events from the start of each recording; lengths `[B, 1]`."""
+    k = torch.arange(T + 1)
+    if events_per_frame is not None:
+        return torch.minimum(k * events_per_frame, lengths)
+    if remainder == "last":
+        return torch.cat((k[:-1] * (lengths // T), lengths), dim=1)
+    return (k * lengths + T - 1) // T
+
+
+def _count_between(packed: PackedEvents, edges: Tensor) -> Tensor:
+    """Counts `[T, B, 2, H, W]` of events edges[b, k] to edges[b, k + 1]."""
+    x, y, p = (column.contiguous() for column in (packed.x, packed.y, packed.p))
+    return cpu.count(x, y, p, edges, packed.height, packed.width)
+
+
 def _time_bins(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
     span, outside = _range(packed, T, start_us, end_us)
     bins = (packed.t - start_us).mul_(T).floor_divide_(span).clamp_(max=T - 1)  # an event at the end: the last bin
@@ -132,20 +174,26 @@ def _time_bins(packed: PackedEvents, T: int, start_us: int, end_us: int | None) 
 
 
 def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> tuple[Tensor, Tensor]:
-    """Length of the range in us, >= 1, `[N]` (by recording) or `[]`, and which events are outside, `[N]` bool."""
+    """Length of the range in us, >= 1, `[N]`, and which events are outside, `[N]` bool."""
+    span = _spans(packed, T, start_us, end_us)[packed.recording_index()]
+    return span, (packed.t < start_us) | (packed.t > start_us + span)
+
+
+def _spans(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
+    """Length of each recording's range in us, >= 1, `[B]`."""
     _check_positive("T", T)
     if end_us is None:
-        last = torch.cat((packed.t, packed.t.new_zeros(1)))[packed.offsets[1:] - 1]  # an empty recording: any value
-        end = last[packed.recording_index()]
+        last = (packed.offsets[1:] - 1).clamp(min=0)  # an empty recording: any value
+        end = packed.t[last] if len(packed.t) else last
     else:
         if end_us <= start_us:
             raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
-        end = torch.tensor(end_us, device=packed.t.device)
+        end = torch.full((len(packed),), end_us, dtype=torch.int64, device=packed.t.device)
     span = (end - start_us).clamp_(min=1)  # all events at one instant: one microsecond, not 0 / 0
     longest = int(span.max()) if span.numel() else 1
     if longest > _MAX_INT64 // max(T, _UNIT):
         raise ValueError(f"A range of {longest} us is too long to bin exactly; set start_us (it is {start_us}).")
-    return span, (packed.t < start_us) | (packed.t > end)
+    return span
 
 
 def _pack(events: Recordings) -> PackedEvents:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeloom.datasets.log_mel import RATE, SAMPLES, log_mel_batch
+from spikeloom.datasets.log_mel import F_MIN, RATE, SAMPLES, log_mel_batch, mel_filters
 from spikeloom.datasets.sequences import Sequences
 from spikeloom.datasets.token_ids import part_beside
 from spikeloom.datasets.wav import read_wav
@@ -76,6 +76,7 @@ def speech_commands(
             f"part={part!r}, dtype={dtype}, threads={threads}; expected 'train', 'valid' or 'test', torch.float16 or "
             "torch.float32, and one thread or more."
         )
+    mel_filters(n_mels, F_MIN, f_max)  # refuses what makes no frames, before anything is read
     folder = Path(root)
     names, speakers = _listed(folder, part)
     shape = (len(names) * FRAMES, n_mels)
@@ -152,7 +153,7 @@ def _second(path: Path) -> Tensor:
 
 def _cache_name(part: str, names: list[str], f_max: float, n_mels: int, kind: np.dtype[Any]) -> str:
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-    return f"speech_commands_{part}_{n_mels}_{f_max:g}_{kind.name}_{digest}.npy"
+    return f"speech_commands_{part}_{n_mels}_{f_max:.17g}_{kind.name}_{digest}.npy"
 
 
 def _write_cache(

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 SAMPLES, RATE, WINDOW, HOP = 16000, 16000, 256, 80
 FLOOR = 1e-10
+F_MIN = 50.0
+"""Lower end of the filters, Hz."""
 
 
 def log_mel(waveform: Tensor, sample_rate: int = RATE, n_mels: int = 140, f_max: float = 14000.0) -> Tensor:
@@ -31,7 +33,7 @@ def log_mel(waveform: Tensor, sample_rate: int = RATE, n_mels: int = 140, f_max:
         f_max: upper end of the filters, Hz; 14000 as published, 4000 is what the rate can hold.
 
     Raises:
-        ValueError: another sample rate, more than a second, or several channels.
+        ValueError: another sample rate, more than a second, several channels, no filters, or an f_max up to 50 Hz.
     """
     if sample_rate != RATE:
         raise ValueError(f"log_mel got audio at {sample_rate} Hz; expected {RATE} Hz. Resample it first.")
@@ -54,7 +56,7 @@ def log_mel_batch(waveforms: Tensor, n_mels: int = 140, f_max: float = 14000.0) 
     low = halved(waveforms.double())
     spectrum = torch.stft(low, WINDOW, HOP, window=window, center=True, return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()  # [B, 129, 101]
-    mel = mel_filters(n_mels, 50.0, f_max).to(waveforms.device) @ power
+    mel = mel_filters(n_mels, F_MIN, f_max).to(waveforms.device) @ power
     return (10 * torch.log10(mel.clamp(min=FLOOR))).mT.float().contiguous()
 
 
@@ -69,7 +71,16 @@ def halved(x: Tensor) -> Tensor:
 
 
 def mel_filters(n_mels: int, f_min: float, f_max: float) -> Tensor:
-    """Triangles `[n_mels, 129]` over the bins of 0 ... 4000 Hz, of height 1, on the HTK mel scale."""
+    """Triangles `[n_mels, 129]` over the bins of 0 ... 4000 Hz, of height 1, on the HTK mel scale.
+
+    Raises:
+        ValueError: no filters, or ends that do not rise from 0 Hz on.
+    """
+    if n_mels < 1 or not 0 <= f_min < f_max < math.inf:
+        raise ValueError(
+            f"mel_filters got n_mels={n_mels}, f_min={f_min:g}, f_max={f_max:g}; expected a filter or more, and "
+            "0 <= f_min < f_max Hz."
+        )
     bins = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * (RATE / 2 / WINDOW)
     low, high = (2595 * math.log10(1 + f / 700) for f in (f_min, f_max))
     points = torch.linspace(low, high, n_mels + 2, dtype=torch.float64)

@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -66,8 +66,17 @@ class PackedEvents:
         lengths = torch.tensor([0, *(len(events) for events in recordings)], device=recordings[0].t.device)
         t, x, y, p = (_joined([getattr(events, name) for events in recordings]) for name in ("t", "x", "y", "p"))
         height, width = sizes.pop()
-        packed = cls(t, x, y, p, lengths.cumsum(0), height, width)
+        packed = cls._checked(t, x, y, p, lengths.cumsum(0), height, width)
         return packed if labels is None else packed.with_labels(labels)
+
+    @classmethod
+    def _checked(cls, *fields: Tensor | int | None) -> Self:
+        """From columns that were checked before: to read each event again would cost more than to count it."""
+        packed = object.__new__(cls)
+        names = ("t", "x", "y", "p", "offsets", "height", "width", "labels")
+        for name, value in zip(names, (*fields, None)[: len(names)], strict=True):
+            object.__setattr__(packed, name, value)
+        return packed
 
     def __len__(self) -> int:
         """The number of recordings B."""
@@ -105,22 +114,26 @@ class PackedEvents:
         source = torch.arange(len(moved), device=self.t.device) + moved
         labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
         t, x, y, p = self.t[source], self.x[source], self.y[source], self.p[source]
-        return replace(self, t=t, x=x, y=y, p=p, offsets=offsets, labels=labels)
+        return self._checked(t, x, y, p, offsets, self.height, self.width, labels)
 
     def with_labels(self, labels: Sequence[int] | Tensor) -> Self:
         """The same recordings with labels `[B]`."""
-        return replace(self, labels=torch.as_tensor(labels, dtype=torch.int64))
+        labels = torch.as_tensor(labels, dtype=torch.int64)
+        if labels.shape != (len(self),):
+            raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}; expected int64 [{len(self)}].")
+        return self._checked(*(getattr(self, name) for name in (*_COLUMNS, "height", "width")), labels)
 
     def keep(self, mask: Tensor) -> Self:
         """Only the events where `mask` `[N]` bool is true; all recordings stay, some perhaps empty."""
         offsets = torch.cat((self.offsets[:1], mask.cumsum(0)))[self.offsets]
-        return replace(self, t=self.t[mask], x=self.x[mask], y=self.y[mask], p=self.p[mask], offsets=offsets)
+        t, x, y, p = self.t[mask], self.x[mask], self.y[mask], self.p[mask]
+        return self._checked(t, x, y, p, offsets, self.height, self.width, self.labels)
 
     def to(self, device: torch.device | str) -> Self:
         """The same recordings, labels included, on another device."""
         t, x, y, p, offsets = (column.to(device) for column in (self.t, self.x, self.y, self.p, self.offsets))
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, t=t, x=x, y=y, p=p, offsets=offsets, labels=labels)
+        return self._checked(t, x, y, p, offsets, self.height, self.width, labels)
 
     def save(self, path: str | Path) -> None:
         """Write an uncompressed .npz; an interrupted write leaves the old file, never half of a new one."""

@@ -79,8 +79,7 @@ class Sequences:
             )
         values = torch.cat(list(recordings))
         ends = torch.tensor([0, *(len(recording) for recording in recordings)], device=values.device).cumsum(0)
-        whole = (None if column is None else torch.as_tensor(column, dtype=torch.int64) for column in (labels, groups))
-        first, second = whole
+        first, second = (None if column is None else _whole(torch.as_tensor(column)) for column in (labels, groups))
         return cls(values, ends, first, second, tuple(names))
 
     def __len__(self) -> int:
@@ -156,3 +155,8 @@ class Sequences:
                 f"{len(self) - 1}."
             )
         return given.to(self.values.device, torch.int64)
+
+
+def _whole(column: Tensor) -> Tensor:
+    """Whole numbers as int64; others as they are, to be refused rather than cut."""
+    return column if column.is_floating_point() or column.dtype == torch.bool else column.long()

@@ -6,6 +6,8 @@ doi:10.1109/TNNLS.2020.3044364): times in seconds, units 0 ... 699.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ def _check_spikes(times: Tensor, units: Tensor, offsets: Tensor, duration: float
             f"bin_spikes: units are {units.dtype} from {units.min().item()} to {units.max().item()}; expected whole "
             f"numbers from 0 to {n_units - 1}."
         )
-    if duration <= 0 or merge < 1 or n_units % merge:
+    if not 0 < duration < math.inf or merge < 1 or n_units % merge:
         raise ValueError(
             f"bin_spikes: duration={duration}, n_units={n_units}, merge={merge}; expected a duration > 0 ms and a "
             "merge that divides n_units."

@@ -5,8 +5,9 @@ if "." not in __name__:
 
 from spikeloom.synapses.conv_neuron import ConvNeuron
 from spikeloom.synapses.dcls import Dcls1d, Dcls2d, Dcls2dK1d
-from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d
+from spikeloom.synapses.dcls_kernel import construct_1d, construct_2d, construct_3d
 from spikeloom.synapses.delay_conv import DelayConv1d
+from spikeloom.synapses.delay_conv2d import DelayConv2d
 from spikeloom.synapses.depthwise import DepthwiseConv2d
 from spikeloom.synapses.integer_delay_conv import IntegerDelayConv1d, integer_
 from spikeloom.synapses.integer_delays import IntegerDelays
@@ -42,6 +43,7 @@ __all__ = [
     "Dcls2d",
     "Dcls2dK1d",
     "DelayConv1d",
+    "DelayConv2d",
     "DepthwiseConv2d",
     "Dropout",
     "Flatten",
@@ -56,6 +58,7 @@ __all__ = [
     "channels_last",
     "construct_1d",
     "construct_2d",
+    "construct_3d",
     "fold",
     "integer_",
     "over_time",

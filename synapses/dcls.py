@@ -23,6 +23,7 @@ from spikeloom.synapses.time_axis import check_axes, over_time
 from spikeloom.synapses.time_conv import Method, along_time, choice
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+METHODS = get_args(Method)
 START_SIGMA = {"gauss": 0.23, "max": 0.0}
 
 
@@ -153,11 +154,8 @@ class Dcls1d(Elements):
         super().__init__(in_channels, out_channels, kernel_count, sizes, groups, bias, version, learn_sigma)
         _check_padding(self, padding_mode, stride, padding)
         self.stride, self.padding, self.padding_mode = stride, padding, padding_mode
-        if method not in get_args(Method):
-            raise ValueError(
-                f"{type(self).__name__}: method is {method!r}; expected one of {', '.join(get_args(Method))}."
-            )
         self.method: Method = method
+        self._check_method()
 
     def kernel(self) -> Tensor:
         """The dense kernel `[O, I / groups, K]`."""
@@ -182,8 +180,9 @@ class Dcls1d(Elements):
         """The convolution of x with so many steps of zeros around it; padding and padding mode are not looked at.
 
         Raises:
-            ValueError: `method` is `frequencies`, and stride, groups or padding are none that it takes.
+            ValueError: an unknown `method`, or `frequencies` with a stride, groups or padding that it does not take.
         """
+        self._check_method()
         padding = max(before, behind)
         if self.method == "frequencies" and (self.stride > 1 or self.groups > 1 or padding >= self.size[0]):
             raise ValueError(
@@ -201,6 +200,10 @@ class Dcls1d(Elements):
             method = choice(x, self.size[0], channels, self.training) if serves else "direct"
         options: dict[str, Any] = {"stride": self.stride, "groups": self.groups, "method": method}
         return along_time(x, kernel, self.bias, before=before, behind=behind, **options)
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"{type(self).__name__}: method is {self.method!r}; expected one of {', '.join(METHODS)}.")
 
 
 class Dcls2d(Elements):
@@ -308,8 +311,10 @@ def _convolve(layer: Dcls2d | Dcls2dK1d, frames: Tensor, kernel: Tensor) -> Tens
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    rows, columns = (value, value) if isinstance(value, int) else value
-    return rows, columns
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2:
+        raise ValueError(f"DCLS in space: {value!r} for stride, padding or taps; expected one number, or two.")
+    return both[0], both[1]
 
 
 def _check_padding(layer: Elements, mode: str, *numbers: int) -> None:

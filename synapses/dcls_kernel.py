@@ -10,8 +10,8 @@ sum_c X[k, o, i, c] W[o, i, c]:
     gauss   Y[k] = exp(-((k - p) / s)^2 / 2),         s = |SIG| + 0.27
     X[k] = Y[k] / (sum_k Y[k] + 1e-7)                 (v1, max, gauss)
 
-Derivatives are those of the formulas, with 0 for that of |x| and of relu at 0, and 0 for that of floor. In two
-dimensions a profile is the product of one per axis, normalised over both.
+Derivatives are those of the formulas, with 0 for that of |x| and of relu at 0, and 0 for that of floor. In two and in
+three dimensions a profile is the product of one per axis, normalised over all.
 
 Papers: Khalfaoui-Hassani, Pellegrini, Masquelier 2023, "Dilated Convolution with Learnable Spacings" (v0, v1),
 arXiv:2112.03740; Khalfaoui-Hassani, Pellegrini, Masquelier 2023, "Dilated Convolution with Learnable Spacings: beyond
@@ -100,6 +100,30 @@ def construct_2d(
         Y = reference.profile(along, first, widths[0], version) * reference.profile(across, second, widths[1], version)
         X = Y / (Y.sum((0, 1)) + EPSILON)
     return (X * weight).sum(-1).permute(2, 3, 0, 1)
+
+
+def construct_3d(weight: Tensor, P: Tensor, SIG: Tensor | None, size: tuple[int, int, int], version: str) -> Tensor:
+    """The dense kernel `[O, I, K_t, K_h, K_w]` of elements: weight `[O, I, c]`, P and SIG `[3, O, I, c]`.
+
+    P[0] is time, P[1] rows, P[2] columns, in every version. Plain PyTorch: what backward keeps is a few times
+    K_t K_h K_w values per element.
+
+    Args:
+        size: (K_t, K_h, K_w) in taps.
+
+    Raises:
+        ValueError: as `construct_1d`.
+    """
+    check_elements(weight, P, SIG, 3, version)
+    X = weight.new_ones(())
+    for axis, taps in enumerate(size):
+        along = [taps if other == axis else 1 for other in range(3)]
+        k = torch.arange(taps, device=weight.device, dtype=weight.dtype).view(*along, 1, 1, 1)
+        p, sigma = P[axis] + taps // 2, None if SIG is None else SIG[axis]
+        X = X * (reference.linear(k, p) if version == "v0" else reference.profile(k, p, sigma, version))
+    if version != "v0":
+        X = X / (X.sum((0, 1, 2)) + EPSILON)
+    return (X * weight).sum(-1).permute(3, 4, 0, 1, 2)
 
 
 def check_elements(weight: Tensor, P: Tensor, SIG: Tensor | None, axes: int, version: str) -> None:

@@ -23,7 +23,7 @@ from spikeloom.synapses.time_conv import Method
 
 Tail = Literal["official", "none", "lossless"]
 Ring = tuple[Tensor, Tensor]
-"""The last K inputs `[K, B, I]`, that of tick n in slot n mod K, and the number of ticks so far, int64 `[]`."""
+"""The last K inputs `[K, B, ...]`, that of tick n in slot n mod K, and the number of ticks so far, int64 `[]`."""
 
 
 class DelayConv1d(Dcls1d):
@@ -65,15 +65,13 @@ class DelayConv1d(Dcls1d):
             learn_sigma=learn_sigma,
             method=method,
         )
-        if tail not in get_args(Tail):
-            raise ValueError(f"DelayConv1d: tail is {tail!r}; expected one of {', '.join(get_args(Tail))}.")
+        check_tail("DelayConv1d", tail)
         self.tail: Tail = tail
 
     @property
     def tail_steps(self) -> int:
         """Steps that a sequence grows by."""
-        longest = self.size[0] - 1
-        return {"official": longest // 2, "none": 0, "lossless": longest}[self.tail]
+        return steps_of(self.tail, self.size[0])
 
     def forward(
         self, x: Tensor, *, state: Ring | None = None, return_state: bool = False, tail: bool | None = None
@@ -89,8 +87,14 @@ class DelayConv1d(Dcls1d):
 
         Returns:
             `[T, B, O]`, with a tail `[T + tail_steps, B, O]`; with `return_state` a pair of it and the state.
+
+        Raises:
+            ValueError: x of another shape or without a step, or a state of another layer or batch.
         """
         check_steps(x, self)
+        check_ring(type(self).__name__, state, (self.size[0], *x.shape[1:]))
+        if not len(x):
+            raise ValueError(f"{type(self).__name__} got {list(x.shape)}, no time step; expected T of 1 or more.")
         ends = tail if tail is not None else state is None and not return_state
         behind = self.tail_steps if ends else 0
         if state is None:
@@ -99,18 +103,7 @@ class DelayConv1d(Dcls1d):
             y = self.convolve(torch.cat([in_order(state)[1:].to(x.dtype), x]), 0, behind)
         if not return_state:
             return y
-        return y, self._advanced(F.pad(x, (0, 0, 0, 0, 0, behind)) if behind else x, state)
-
-    def _advanced(self, x: Tensor, state: Ring | None) -> Ring:
-        """The state after the steps of x."""
-        K = self.size[0]
-        if state is None:
-            state = x.new_zeros(K, *x.shape[1:]), torch.zeros((), dtype=torch.long, device=x.device)
-        ring, tick = state
-        tick = tick + x.shape[0]
-        latest = torch.cat([in_order(state), x.to(ring.dtype)])[-K:]
-        slots = (tick + torch.arange(K, device=x.device)) % K  # the oldest lies where the next tick will
-        return torch.zeros_like(ring).index_copy(0, slots, latest), tick
+        return y, advanced(F.pad(x, (0, 0, 0, 0, 0, behind)) if behind else x, state, self.size[0])
 
     def delays(self) -> Tensor:
         """The delay of every element as it would be after rounding, int64 `[O, I / groups, c]`, in steps.
@@ -125,8 +118,44 @@ class DelayConv1d(Dcls1d):
         return f"{super().extra_repr()}, tail={self.tail!r}"
 
 
+def check_tail(layer: str, tail: str) -> None:
+    """Raise unless it is one of `Tail`."""
+    if tail not in get_args(Tail):
+        raise ValueError(f"{layer}: tail is {tail!r}; expected one of {', '.join(get_args(Tail))}.")
+
+
+def check_ring(layer: str, state: Any, wanted: tuple[int, ...]) -> None:
+    """Raise unless a state is None or a `Ring` whose inputs have the shape `wanted`, `[K, B, ...]`."""
+    if state is None:
+        return
+    pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, Tensor) for part in state)
+    if not pair or tuple(state[0].shape) != wanted:
+        found = f"a pair with inputs {list(state[0].shape)}" if pair else f"a {type(state).__name__}"
+        raise ValueError(
+            f"{layer} got as state {found}; expected the pair that this layer returned, with inputs [K, B, ...] = "
+            f"{list(wanted)}. A state belongs to one layer and one batch: start anew with state=None (or "
+            "stream.reset())."
+        )
+
+
+def steps_of(tail: Tail, K: int) -> int:
+    """Steps of zeros that a tail is, of a kernel of K taps."""
+    return {"official": (K - 1) // 2, "none": 0, "lossless": K - 1}[tail]
+
+
+def advanced(x: Tensor, state: Ring | None, K: int) -> Ring:
+    """The state after the steps of x `[T, B, ...]`."""
+    if state is None:
+        state = x.new_zeros(K, *x.shape[1:]), torch.zeros((), dtype=torch.long, device=x.device)
+    ring, tick = state
+    tick = tick + x.shape[0]
+    latest = torch.cat([in_order(state), x.to(ring.dtype)])[-K:]
+    slots = (tick + torch.arange(K, device=x.device)) % K  # the oldest lies where the next tick will
+    return torch.zeros_like(ring).index_copy(0, slots, latest), tick
+
+
 def in_order(state: Ring) -> Tensor:
-    """The inputs of a ring `[K, B, I]`, the oldest first."""
+    """The inputs of a ring `[K, B, ...]`, the oldest first."""
     ring, tick = state
     K = ring.shape[0]
     return ring.index_select(0, (tick + torch.arange(K, device=ring.device)) % K)

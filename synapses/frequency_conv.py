@@ -34,6 +34,8 @@ from spikeloom.kernels.op import dispatched, once_only
 
 _AT_ONCE = 2**26
 """Numbers that rows handled together may hold."""
+_read_by_graphs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+"""Tables that a CUDA graph reads at every replay: they stay, though `tables` may forget them."""
 
 
 def frequency_conv(x: Tensor, kernel: Tensor, lead: int, steps: int) -> Tensor:
@@ -67,8 +69,8 @@ class _FrequencyConv(torch.autograd.Function):
         flat, taps = x.to(kernel.dtype).flatten(1), kernel.transpose(0, 1).flatten(1)
         y = flat.new_zeros(steps, B * O)
         for ahead, of_kernel, back in _rows(x, kernel, lead, steps):
-            seen = (ahead @ flat).view(-1, B, I)
-            weight = (of_kernel @ taps).view(-1, O, I)
+            seen = (ahead @ flat).view(len(ahead), B, I)
+            weight = (of_kernel @ taps).view(len(ahead), O, I)
             y.addmm_(back, (seen @ weight.mT).flatten(1))
         return y.view(steps, B, O)
 
@@ -82,13 +84,13 @@ class _FrequencyConv(torch.autograd.Function):
         of_x = flat.new_zeros(T, B * I) if ctx.needs_input_grad[0] else None
         of_taps = flat.new_zeros(K, O * I) if ctx.needs_input_grad[1] else None
         for ahead, of_kernel, back in _rows(x, kernel, ctx.lead, len(grad)):
-            of_product = (back.t() @ of_y).view(-1, B, O)
+            of_product = (back.t() @ of_y).view(len(ahead), B, O)
             if of_x is not None:
-                weight = (of_kernel @ taps).view(-1, O, I)
+                weight = (of_kernel @ taps).view(len(ahead), O, I)
                 of_x.addmm_(ahead.t(), (of_product @ weight).flatten(1))
                 del weight
             if of_taps is not None:
-                seen = (ahead @ flat).view(-1, B, I)
+                seen = (ahead @ flat).view(len(ahead), B, I)
                 of_taps.addmm_(of_kernel.t(), (of_product.mT @ seen).flatten(1))
         return (
             None if of_x is None else of_x.view(T, B, I).to(x.dtype),
@@ -102,12 +104,19 @@ def _rows(x: Tensor, kernel: Tensor, lead: int, steps: int) -> Iterator[tuple[Te
     """Some rows of the tables at a time."""
     (T, B, I), (O, K, _) = x.shape, kernel.shape  # noqa: E741
     make = tables.__wrapped__ if dispatched() else tables  # a tracer's tensors are not to be kept
-    ahead, of_kernel, back = make(T, K, lead, steps, kernel.dtype, kernel.device)
+    ahead, of_kernel, back = found = make(T, K, lead, steps, kernel.dtype, kernel.device)
+    if _capturing(kernel):
+        _read_by_graphs[id(found)] = found
     parts = -(-len(ahead) * (I * O + B * (I + O)) // _AT_ONCE)
     rows = -(-len(ahead) // parts)
     for begin in range(0, len(ahead), rows):
         part = slice(begin, begin + rows)
         yield ahead[part], of_kernel[part], back[:, part]
+
+
+def _capturing(like: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=256)

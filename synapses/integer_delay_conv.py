@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from spikeloom.kernels.delays import Tables, delayed_sum
 from spikeloom.synapses.dcls import check_steps
 from spikeloom.synapses.delay_conv import DelayConv1d
+from spikeloom.synapses.hooks import hooked
 from spikeloom.synapses.integer_delays import IntegerDelays
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,8 +32,9 @@ class IntegerDelayConv1d(DelayConv1d):
     """Whole-number delays, `[T, B, I]` -> `[T + tail, B, O]`; made by `IntegerDelayConv1d.of(layer)`.
 
     Parameters and their names are those of the layer it was made of, without gradients, so its files fit it. What the
-    kernels read is derived from them, and anew after they have changed. float32 and float64; results have the same bits
-    for any chunks and any number of threads.
+    kernels read is derived from them, and anew by the next call after they were replaced or written to; not by one
+    that is compiled or replayed from a CUDA graph, nor after writes that torch does not count (`parameter.data`).
+    float32 and float64; results have the same bits for any chunks and any number of threads.
     """
 
     @classmethod
@@ -56,11 +58,12 @@ class IntegerDelayConv1d(DelayConv1d):
             )
         for name in ("weight", "P", "SIG", "bias"):
             value = getattr(layer, name)
-            kept = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-            setattr(made, name, kept)
-        for name, buffer in layer.named_buffers(recurse=False):
+            own = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+            setattr(made, name, own)
+        for name, buffer in layer._buffers.items():  # those that are None too: the owner looks for them
             if name not in _DERIVED:
-                made.register_buffer(name, buffer.clone(), name not in layer._non_persistent_buffers_set)
+                kept = None if buffer is None else buffer.clone()
+                made.register_buffer(name, kept, name not in layer._non_persistent_buffers_set)
         made._derive()
         return made.train(layer.training)
 
@@ -86,7 +89,7 @@ class IntegerDelayConv1d(DelayConv1d):
                 f"IntegerDelayConv1d got a state of {type(state).__name__}; expected a tensor [K - 1, B, O] that this "
                 "layer returned (DelayConv1d keeps inputs instead). Start anew with state=None."
             )
-        if not torch.compiler.is_compiling() and self._versions != self._current():
+        if not torch.compiler.is_compiling() and self._changed():
             self._derive()
         if tail if tail is not None else state is None and not return_state:
             x = F.pad(x, (0, 0, 0, 0, 0, self.tail_steps))
@@ -103,19 +106,27 @@ class IntegerDelayConv1d(DelayConv1d):
         exact = IntegerDelays.of(self)
         for name, value in zip(_DERIVED, (exact.weight, exact.delay.int(), *exact.tables), strict=True):
             self.register_buffer(name, value, persistent=False)
-        self._versions = self._current()
+        self._seen = self.version, *((p, _writes(p)) for p in self._parameters.values())
 
-    def _current(self) -> tuple[Any, ...]:
-        """What changes when a parameter is written to."""
-        return (self.version, *(0 if p.is_inference() else p._version for p in self.parameters(recurse=False)))
+    def _changed(self) -> bool:
+        """Whether parameters are others than those that `_derive` saw, or were written to since."""
+        if not self._seen or self._seen[0] != self.version:
+            return True
+        pairs = zip(self._seen[1:], self._parameters.values(), strict=True)
+        return any(seen is not p or writes != _writes(p) for (seen, writes), p in pairs)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         nn.Module._apply(self, fn, recurse)
-        if self._versions and not self.weight.is_meta:
+        if self._seen and not self.weight.is_meta:
             self._derive()
         return self
 
-    _versions: tuple[Any, ...] = ()
+    _seen: tuple[Any, ...] = ()
+
+
+def _writes(parameter: Tensor | None) -> int:
+    """How often it was written to, as far as torch counts."""
+    return 0 if parameter is None or parameter.is_inference() else parameter._version
 
 
 def integer_(model: Model) -> Model:
@@ -129,13 +140,18 @@ def integer_(model: Model) -> Model:
         The network itself.
 
     Raises:
-        ValueError: there is no such layer, or one has positions that are not rounded; the network is as it was.
+        ValueError: there is no such layer, one has positions that are not rounded, or hooks, which would be lost; the
+            network is as it was.
     """
     layers = {id(m): m for m in model.modules() if isinstance(m, DelayConv1d)}
     if not layers or isinstance(model, DelayConv1d):
         raise ValueError(
             f"integer_ got {type(model).__name__}; expected a network that contains DelayConv1d layers. A layer alone "
             "is turned by IntegerDelayConv1d.of(layer)."
+        )
+    if own := [name for name, m in model.named_modules() if id(m) in layers and hooked(m)]:
+        raise ValueError(
+            f"integer_: {', '.join(own)} has hooks, which the new layers would not have; remove them first."
         )
     made = {key: m if isinstance(m, IntegerDelayConv1d) else IntegerDelayConv1d.of(m) for key, m in layers.items()}
     for parent in list(model.modules()):

@@ -41,6 +41,8 @@ class Ticks:
 class IntegerDelays:
     """Elements with whole-number delays; `of(layer)` takes them from a layer with rounded positions.
 
+    Their tables are made once: tensors are not to be written to afterwards.
+
     weight: `[O, I / groups, c]`. delay: int64 of the same shape, 0 ... K - 1 steps. size: K. bias: `[O]`.
     """
 
@@ -55,6 +57,13 @@ class IntegerDelays:
             raise ValueError(
                 f"IntegerDelays: delays are {self.delay.dtype} {list(self.delay.shape)}; expected whole numbers of the "
                 f"shape of the weights, {list(self.weight.shape)}. Round positions with layer.round_positions_()."
+            )
+        outputs = len(self.weight)
+        if self.groups < 1 or outputs % self.groups or (self.bias is not None and self.bias.shape != (outputs,)):
+            bias = "none" if self.bias is None else str(list(self.bias.shape))
+            raise ValueError(
+                f"IntegerDelays: {outputs} outputs, groups={self.groups}, bias {bias}; expected outputs to be a "
+                f"multiple of groups, and a bias of [{outputs}] or none."
             )
         if self.delay.numel() and not 0 <= int(self.delay.min()) <= int(self.delay.max()) < self.size:
             raise ValueError(

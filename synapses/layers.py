@@ -135,7 +135,7 @@ class MaxPool2d(nn.MaxPool2d):
     def _pool(self, folded: Tensor) -> Tensor:
         """In training on a GPU by a kernel that keeps a byte per output for backward; the values are torch's."""
         window = None if self.ceil_mode or self.dilation not in (1, (1, 1)) else _square(self)
-        if window is not None and takes(folded, window[0], window[2]):
+        if window is not None and window[1] > 0 and takes(folded, window[0], window[2]):
             return max_pool(folded, *window)
         return super().forward(folded)
 

@@ -35,7 +35,7 @@ def delayed_sum(
 ) -> list[Tensor]:
     """As the operator (`op.delayed_sum`)."""
     results = allocate(x, weight, size, skip, keep)
-    x, pending = x.contiguous(), None if pending is None else pending.contiguous()
+    x, pending, bias = x.contiguous(), *(None if t is None else t.contiguous() for t in (pending, bias))
     steps, B, inputs = x.shape
     outputs, _, count = weight.shape
     kept = results[1].data_ptr() if keep else 0

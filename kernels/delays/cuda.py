@@ -48,7 +48,7 @@ def delayed_sum(
     outputs, _, count = weight.shape
     if not steps * B:
         return _carried(results, pending)
-    x, pending = x.contiguous(), None if pending is None else pending.contiguous()
+    x, pending, bias = x.contiguous(), *(None if t is None else t.contiguous() for t in (pending, bias))
     rows, words = steps * B, -(-inputs // 32)
     tiles = -(-outputs // groups // TILE) * groups
     shared = size * TILE * x.element_size() <= _SHARED_BYTES

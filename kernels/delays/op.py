@@ -65,7 +65,7 @@ def delayed_sum(
         ValueError: sizes, types or devices that do not fit, an unknown form, a gradient that is asked for.
         BackendError: the named backend cannot run here.
     """
-    _check(x, pending, weight, size, groups, form)
+    _check(x, pending, weight, bias, size, groups, form)
     if skip and (skip > min(len(x), size - 1) or keep or pending is not None):
         raise ValueError(
             f"delayed sums: skip is {skip}; expected 0 to min(T, K - 1) = {min(len(x), size - 1)}, and 0 with a state."
@@ -79,7 +79,9 @@ def delayed_sum(
     return found
 
 
-def _check(x: Tensor, pending: Tensor | None, weight: Tensor, size: int, groups: int, form: str) -> None:
+def _check(
+    x: Tensor, pending: Tensor | None, weight: Tensor, bias: Tensor | None, size: int, groups: int, form: str
+) -> None:
     outputs, inputs, _ = weight.shape
     if x.ndim != 3 or x.shape[2] != inputs * groups:
         raise ValueError(f"delayed sums got x {list(x.shape)}; expected [T, B, {inputs * groups}], time first.")
@@ -87,6 +89,11 @@ def _check(x: Tensor, pending: Tensor | None, weight: Tensor, size: int, groups:
         raise ValueError(
             f"delayed sums got x of {x.dtype} on {x.device}, weights of {weight.dtype} on {weight.device}; expected "
             "float32 or float64, both alike, on one device. Convert with x.to(weight), a layer with layer.float()."
+        )
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype or bias.device != x.device):
+        raise ValueError(
+            f"delayed sums got a bias {list(bias.shape)} of {bias.dtype} on {bias.device}; expected [O] = [{outputs}] "
+            f"of {x.dtype} on {x.device}."
         )
     if form not in FORMS:
         raise ValueError(f"delayed sums: form is {form!r}; expected one of {', '.join(FORMS)}.")

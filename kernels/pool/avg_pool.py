@@ -49,7 +49,7 @@ def takes_average(x: Tensor, kernel: int, stride: int, padding: int) -> bool:
 
     A window that torch refuses is left to torch, which says what is wrong with it.
     """
-    return x.dtype in _DTYPES and stride > 0 and padding >= 0 and takes(x, kernel, padding)
+    return x.dtype in _DTYPES and kernel > 0 and stride > 0 and padding >= 0 and takes(x, kernel, padding)
 
 
 def average_pool(x: Tensor, kernel: int, stride: int, padding: int, counts_padding: bool = True) -> Tensor:

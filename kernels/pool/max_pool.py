@@ -42,7 +42,7 @@ def takes(x: Tensor, kernel: int, padding: int = 0) -> bool:
         and is_plain(x)
         and not dispatched()
         and x.numel() > 0
-        and kernel * kernel <= 256
+        and 0 < kernel * kernel <= 256
         and 2 * padding <= kernel <= min(x.shape[2:]) + 2 * padding
         and x.is_contiguous(memory_format=torch.channels_last)
         and backends.choose("auto", "cuda") == "cuda"

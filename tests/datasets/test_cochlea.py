@@ -112,6 +112,7 @@ def test_a_recording_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPat
         ({"high": 4000.0}, "high < 4000 Hz, half the rate"),
         ({"low": 0.0}, "low=0.0"),
         ({"tau": 0.0}, "tau=0.0"),
+        ({"gain": float("nan")}, "gain=nan"),
         ({"emphasis": 1.1}, "emphasis=1.1"),
         ({"refractory": -1}, "refractory=-1"),
         ({"duration": 256}, "frames of 1 to 255"),

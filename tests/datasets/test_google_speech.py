@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def test_other_sound_is_refused(root: Path, samples: int, rate: int, says: str) 
     write_wav(root / names("valid")[9], samples, rate)
     with pytest.raises(ValueError, match=says):
         speech_commands(root, "valid")
+
+
+@pytest.mark.parametrize("settings", [{"n_mels": 0}, {"f_max": 50.0}, {"f_max": math.nan}], ids=str)
+def test_filters_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected a filter or more, and 0 <= f_min < f_max"):
+        speech_commands("nowhere", **settings)
+    with pytest.raises(ValueError, match=r"expected a filter or more, and 0 <= f_min < f_max"):
+        log_mel(torch.zeros(100), **settings)
+
+
+def test_caches_of_close_settings_are_two(root: Path) -> None:
+    for f_max in (4000.0, 4000.001):
+        speech_commands(root, "test", cache=root / "frames", f_max=f_max)
+    assert len(list((root / "frames").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -117,5 +117,7 @@ def test_other_mistakes_say_what_they_are() -> None:
         data[4]
     with pytest.raises(ValueError, match="one N and one type"):
         Sequences.from_list([torch.zeros(2, 3), torch.zeros(2, 4)])
+    with pytest.raises(ValueError, match=r"labels is torch.float32 \[1\]; expected int64"):
+        Sequences.from_list([torch.zeros(2, 3)], torch.tensor([0.7]))
     with pytest.raises(ValueError, match="0 recordings"):
         Sequences.from_list([])

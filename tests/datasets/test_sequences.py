@@ -47,6 +47,12 @@ def test_spikes_that_are_none_are_refused(times: list[float], units: list[int], 
         bin_spikes(torch.tensor(times, dtype=torch.float32), torch.tensor(units, dtype=torch.long))
 
 
+@pytest.mark.parametrize("duration", [0.0, float("nan"), float("inf")])
+def test_frames_of_no_duration_are_refused(duration: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a duration > 0 ms"):
+        bin_spikes(torch.tensor([0.1, 0.2]), torch.tensor([1, 2]), duration)
+
+
 def test_a_tone_is_in_its_filter() -> None:
     """1 kHz after halving the rate; nothing above 4 kHz; the empty filters at the floor."""
     tone = torch.sin(2 * torch.pi * 1000 * torch.arange(16000) / 16000)

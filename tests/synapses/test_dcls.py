@@ -172,6 +172,11 @@ def test_impossible_layers_are_refused(given: dict[str, Any], says: str) -> None
         Dcls1d(**{"in_channels": 4, "out_channels": 4, "kernel_count": 1, "dilated_kernel_size": 3, **given})
 
 
+def test_numbers_of_two_axes() -> None:
+    with pytest.raises(ValueError, match=r"\(5,\) for stride, padding or taps; expected one number, or two"):
+        Dcls2d(4, 4, 1, dilated_kernel_size=(5,))
+
+
 def test_wrong_inputs_are_explained() -> None:
     layer = Dcls1d(4, 2, 1, dilated_kernel_size=5)
     with pytest.raises(ValueError, match=r"expected \[T, B, 4\]. Time is the first axis"):

@@ -156,7 +156,25 @@ def test_bad_input_is_explained() -> None:
         IntegerDelays(torch.zeros(2, 2, 1), torch.full((2, 2, 1), 3), 3)
     with pytest.raises(ValueError, match="'gather' or 'scatter'"):
         IntegerDelays(torch.zeros(2, 2, 1), torch.zeros(2, 2, 1, dtype=torch.long), 3).begin(1, "push")
+    with pytest.raises(ValueError, match=r"4 outputs, groups=3, bias \[1\]; expected outputs to be a multiple"):
+        IntegerDelays(torch.zeros(4, 2, 1), torch.zeros(4, 2, 1, dtype=torch.long), 3, 3, torch.zeros(1))
     with pytest.raises(ValueError, match="official, none, lossless"):
         DelayConv1d(1, 1, tail="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected \[T, B, 4\]"):
         made(torch.zeros(5, 2, 3))
+
+
+def test_a_state_of_another_layer_or_batch_is_refused() -> None:
+    made = layer()
+    with torch.no_grad():
+        _, state = made(spikes(), return_state=True)
+    others = (DelayConv1d(4, 6, 2, 5).double(), DelayConv1d(4, 6, 2, 9).double())  # 7 slots are too many, or too few
+    for other in others:
+        with pytest.raises(ValueError, match=rf"inputs \[7, 3, 4\]; expected .* \[{other.size[0]}, 3, 4\].*state=None"):
+            other(spikes(), state=state)
+    with pytest.raises(ValueError, match=r"expected .* \[7, 2, 4\]"):
+        made(spikes()[:, :2], state=state)
+    with pytest.raises(ValueError, match="got as state a Tensor; expected the pair that this layer returned"):
+        made(spikes(), state=state[0])
+    with pytest.raises(ValueError, match="no time step; expected T of 1 or more"):
+        made(spikes()[:0], return_state=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeloom import Stream
 from spikeloom.energy import count
-from spikeloom.models import DelaySNN, DelaySNNConfig
+from spikeloom.models import DelaySNN, DelaySNNConfig, create_model
 from spikeloom.synapses import DelayConv1d, IntegerDelayConv1d, IntegerDelays, NormNeuron, integer_
 
 
@@ -92,6 +92,33 @@ def test_parameters_may_change_type_and_values() -> None:
         made(x.float())
 
 
+def test_parameters_may_be_replaced() -> None:
+    x, other = counts(), rounded()
+    with torch.no_grad():
+        other.P.neg_()
+        other.weight.mul_(2)
+    wanted = other(x)
+    made = IntegerDelayConv1d.of(rounded())
+    before = made(x)
+    for _ in range(2):  # tensors of one call may lie where those of the last one did
+        for scale in (2.0, 3.0):
+            swapped = torch.func.functional_call(made, {"bias": made.bias * scale}, (x,))
+            torch.testing.assert_close(swapped - before, (made.bias * (scale - 1)).expand_as(before))
+            swapped = torch.func.functional_call(made, {"weight": made.weight * scale, "bias": made.bias * scale}, (x,))
+            torch.testing.assert_close(swapped, before * scale, rtol=1e-12, atol=1e-13)
+        assert torch.equal(made(x), before)
+    made.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(made(x), wanted, rtol=1e-12, atol=1e-13)
+    made = IntegerDelayConv1d.of(rounded())
+    made(x)
+    made.P, made.weight = (nn.Parameter(p.clone(), requires_grad=False) for p in (other.P, other.weight))
+    torch.testing.assert_close(made(x), wanted, rtol=1e-12, atol=1e-13)
+    for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        twin.weight.zero_()
+        assert not torch.equal(twin(x), wanted)
+        assert torch.equal(made(x), twin(x)) is False
+
+
 def test_the_layer_refuses_what_it_cannot_do() -> None:
     layer = rounded()
     made = IntegerDelayConv1d.of(layer)
@@ -150,6 +177,7 @@ def test_networks_whole_as_streams_and_counted(kind: str) -> None:
             net(x, tail=False)
         found.append([(a.name, a.op, a.sop.tolist(), a.dense_nominal, a.geometry) for a in run.counts().layers])
     assert found[0] == found[1]
+    model.settle_()  # no buffer of the layers is missing, those that are None too
     with model.rounded():
         assert torch.equal(model(x), integer_(copy.deepcopy(dense))(x))
     assert model.state_dict().keys() == dense.state_dict().keys()
@@ -193,3 +221,13 @@ def test_a_stream_on_a_gpu() -> None:
     parts = [*(stream(chunk) for chunk in chunks[:-1]), stream(chunks[-1], tail=True)]
     assert torch.equal(torch.cat(parts), made(x))
     assert torch.equal(made(x).cpu(), made.cpu()(x.cpu()))
+
+
+def test_a_layer_with_hooks_stays() -> None:
+    model = create_model("delays_shd_2l_1kc", in_features=6, hidden=8, num_classes=3, max_delay=5).eval()
+    model.round_()
+    handle = model.delayed()[0].register_forward_hook(lambda *given: None)
+    with pytest.raises(ValueError, match=r"blocks\.0\.synapse has hooks"):
+        integer_(model)
+    handle.remove()
+    assert integer_(model) is model

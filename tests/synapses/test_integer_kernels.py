@@ -114,6 +114,9 @@ def test_chunks_threads_and_layouts_do_not_change_a_bit(form: str) -> None:
         torch.set_num_threads(threads)
     turned = case.x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(case.run(x=turned, form=form)[0], y)
+    assert case.bias is not None
+    case.bias = torch.stack([case.bias, case.bias + 1], 1)[:, 0]
+    assert torch.equal(case.run(form=form)[0], y)
 
 
 def test_steps_at_the_front_can_be_inputs_alone() -> None:
@@ -153,6 +156,11 @@ def test_bad_input_is_explained() -> None:
         Tables.of(case.weight, case.delay, 6, case.groups)
     with pytest.raises(ValueError, match="one of auto, spikes, outputs"):
         case.run(form="gather")
+    for bias in (torch.zeros(1), torch.zeros(6, dtype=torch.float64), torch.zeros(6, device="meta")):
+        case.bias = bias
+        with pytest.raises(ValueError, match=r"a bias .* expected \[O\] = \[6\] of torch.float32 on cpu"):
+            case.run()
+    case.bias = None
     for wrong in ({"skip": 7, "pending": None}, {"skip": 2}, {"skip": 2, "pending": None, "keep": True}):
         with pytest.raises(ValueError, match=r"skip is .* expected 0 to min\(T, K - 1\) = 6, and 0 with a state"):
             case.run(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,6 +150,17 @@ def test_rows_by_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     against_lines(form, given, 1e-13, 6, 3, 1, 1)
 
 
+def test_tables_that_a_graph_reads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frequency_conv, "_read_by_graphs", {})
+    held = []
+    for captured, steps in ((True, 9), (False, 8)):
+        monkeypatch.setattr(frequency_conv, "_capturing", lambda kernel, answer=captured: answer)
+        frequency_conv.frequency_conv(torch.zeros(steps, 1, 2), torch.zeros(2, 5, 2), 4, steps)
+        held.append(weakref.ref(frequency_conv.tables(steps, 5, 4, steps, torch.float32, torch.device("cpu"))[0]))
+    frequency_conv.tables.cache_clear()
+    assert [ref() is not None for ref in held] == [True, False]
+
+
 def test_gradients_only_where_they_are_asked_for() -> None:
     x, kernel = drawn(9, 2, 3, seed=1), drawn(4, 5, 3, seed=2)
     for needs in ((True, False), (False, True)):
@@ -199,6 +211,24 @@ def test_autocast_decides_the_type_of_the_result_alone() -> None:
 def test_what_does_not_go_is_refused(make: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_a_method_that_is_set_later_is_looked_at() -> None:
+    layer = DelayConv1d(2, 2, 1, 5)
+    layer.method = "fourier"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="method is 'fourier'; expected one of auto, direct, frequencies"):
+        layer(torch.zeros(9, 1, 2))
+
+
+def test_no_samples_by_frequencies() -> None:
+    x, kernel = torch.zeros(9, 0, 3, requires_grad=True), torch.ones(2, 5, 3, requires_grad=True)
+    y = frequency_conv.frequency_conv(x, kernel, 4, 11)
+    y.sum().backward()
+    assert list(y.shape) == [11, 0, 2]
+    assert x.grad is not None
+    assert kernel.grad is not None
+    assert list(x.grad.shape) == [9, 0, 3]
+    assert not kernel.grad.any()
 
 
 def network(method: str, device: str, **sizes: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Kernels of event streams: counting into bins, refractory and background-activity filters."""

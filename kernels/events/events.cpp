@@ -1,0 +1,89 @@
+// Loops over events that are ordered by time: counting, search for times, filters. Plain C interface; the caller has
+// checked lengths, and coordinates of columns (not of stored words, which come from a file and are checked here).
+#include <algorithm>
+#include <cstdint>
+
+extern "C" {
+
+// Event numbers [B, K] of the first event of recording b at or after times[b, k].
+void loom_edges(const int64_t* t, const int64_t* offsets, const int64_t* times, int64_t B, int64_t K, int64_t* edges) {
+    for (int64_t b = 0; b < B; ++b) {
+        const int64_t* first = t + offsets[b];
+        const int64_t* last = t + offsets[b + 1];
+        for (int64_t k = 0; k < K; ++k) edges[b * K + k] = std::lower_bound(first, last, times[b * K + k]) - t;
+    }
+}
+
+// counts [planes, 2, H, W] += events begin[s] ... end[s] - 1, in plane[s]; no plane occurs twice.
+void loom_count(const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* begin, const int64_t* end,
+                const int64_t* plane, int64_t segments, int64_t H, int64_t W, int64_t threads, int32_t* counts) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t s = 0; s < segments; ++s) {
+        int32_t* to = counts + plane[s] * 2 * H * W;
+        const int32_t h = (int32_t)H, w = (int32_t)W;
+        for (int64_t i = begin[s]; i < end[s]; ++i) ++to[(p[i] * h + y[i]) * w + x[i]];
+    }
+}
+
+// The same for stored words, t << 31 | y << 16 | x << 1 | p, bin k of T over `span` microseconds from `start`:
+// k = (t - start) * T / span, at most T - 1, for start <= t <= start + span. Recording b is words
+// begin[b] ... end[b] - 1 and goes to planes k * B + b. Returns how many lie off the sensor (and are not counted).
+int64_t loom_count_words(const int64_t* words, const int64_t* begin, const int64_t* end, int64_t B, int64_t start,
+                         const int64_t* spans, int64_t T, int64_t H, int64_t W, int64_t threads, int32_t* counts) {
+    int64_t strays = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1) reduction(+ : strays)
+    for (int64_t b = 0; b < B; ++b) {
+        const int64_t *at = words + begin[b], *last = words + end[b];
+        at = std::lower_bound(at, last, start << 31);
+        for (int64_t k = 0; k < T; ++k) {
+            // ceil((k + 1) * span / T): where the next bin begins; the last bin includes the end
+            const int64_t next = k == T - 1 ? spans[b] + 1 : ((k + 1) * spans[b] + T - 1) / T;
+            // times have 32 bits: a later edge would not fit into a word
+            const int64_t* stop = start + next > UINT32_MAX ? last : std::lower_bound(at, last, (start + next) << 31);
+            int32_t* to = counts + (k * B + b) * 2 * H * W;
+            for (; at < stop; ++at) {
+                const uint32_t low = (uint32_t)(*at & 0x7fffffff);
+                const uint32_t x = low >> 1 & 0x7fff, y = low >> 16;
+                if (x < (uint32_t)W && y < (uint32_t)H) {
+                    ++to[((low & 1) * (uint32_t)H + y) * (uint32_t)W + x];
+                } else {
+                    ++strays;
+                }
+            }
+        }
+    }
+    return strays;
+}
+
+// keep[i] = 1 unless the last kept event of the pixel is less than `period` microseconds old. room: [H, W].
+void loom_refractory(const int64_t* t, const int16_t* x, const int16_t* y, const int64_t* offsets, int64_t B,
+                     int64_t period, int64_t H, int64_t W, int64_t* room, uint8_t* keep) {
+    for (int64_t b = 0; b < B; ++b) {
+        std::fill(room, room + H * W, INT64_MIN);
+        for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+            int64_t& free = room[y[i] * W + x[i]];  // from when on the pixel may fire
+            const bool kept = t[i] >= free;
+            keep[i] = kept;
+            if (kept) free = t[i] + period;
+        }
+    }
+}
+
+// keep[i] = 1 if one of the eight neighbours of the pixel had an event at most `window` microseconds ago, before
+// event i. room: [H + 2, W + 2]: a border saves the tests for the sensor's edge.
+void loom_background(const int64_t* t, const int16_t* x, const int16_t* y, const int64_t* offsets, int64_t B,
+                     int64_t window, int64_t H, int64_t W, int64_t* room, uint8_t* keep) {
+    const int64_t row = W + 2, long_ago = -1;
+    for (int64_t b = 0; b < B; ++b) {
+        std::fill(room, room + (H + 2) * row, long_ago);
+        for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+            int64_t* here = room + (y[i] + 1) * row + x[i] + 1;
+            const int64_t *up = here - row, *down = here + row;
+            int64_t latest = std::max(std::max(up[-1], up[0]), std::max(up[1], here[-1]));
+            latest = std::max(latest, std::max(std::max(here[1], down[-1]), std::max(down[0], down[1])));
+            keep[i] = latest > long_ago && t[i] - latest <= window;
+            *here = t[i];
+        }
+    }
+}
+}
