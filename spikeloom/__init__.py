@@ -16,7 +16,17 @@ __all__ = ["Stream", "__version__"]
 __version__ = "0.1.0"
 
 _NAMES = {"Stream": "spikeloom.neurons.stream"}
-_FOLDERS = {"datasets", "energy", "kernels", "models", "neurons", "spiking_attention", "synapses", "training"}
+_FOLDERS = {
+    "conversion",
+    "datasets",
+    "energy",
+    "kernels",
+    "models",
+    "neurons",
+    "spiking_attention",
+    "synapses",
+    "training",
+}
 
 # In a source checkout the sub-packages lie beside this folder, so no installation is needed. False for a wheel.
 _root = Path(__file__).resolve().parent.parent

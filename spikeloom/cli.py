@@ -34,6 +34,8 @@ COMMANDS = {
     "eval": Command("spikeloom.training.cli", "evaluate", "Evaluate a trained network."),
     "generate": Command("spikeloom.training.generate_cli", "generate", "Continue a text by a trained language model."),
     "energy": Command("spikeloom.training.energy_cli", "energy", "Synaptic operations and energy per inference."),
+    "convert": Command("spikeloom.conversion.cli", "convert", "Convert a trained ReLU network to a spiking one."),
+    "data": Command("spikeloom.datasets.cli", "data", "Inspect, verify, pack and show event recordings."),
     "models": Command("spikeloom.models.cli", "models", "List the registered models, or show one in full."),
     "doctor": Command("spikeloom.doctor", "doctor", "Show what works on this machine, and how to mend what does not."),
 }

@@ -23,6 +23,7 @@ from spikeloom.training import (  # noqa: F401  they register recipes
     spikegpt_recipes,
     spikformer_recipes,
     spikformer_v2_recipes,
+    spikmamba_recipes,
 )
 
 __all__ = [

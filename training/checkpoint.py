@@ -39,6 +39,7 @@ from spikeloom.models.files import (
     write_config,
     write_weights,
 )
+from spikeloom.training.faults import writing
 from spikeloom.training.network import rebuild
 from spikeloom.training.recipe import Recipe
 from spikeloom.training.sources import Part
@@ -104,25 +105,53 @@ def save_checkpoint(
     state: Mapping[str, Any],
     tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """Write `run/checkpoint-<step>`, then delete the older ones; returns the folder. tokenizer: of a language model."""
-    target = run / f"checkpoint-{description.step:06d}"
+    """Write `run/checkpoint-<step>`, then delete the older ones; returns the folder. tokenizer: of a language model.
+
+    Raises:
+        CheckpointWriteError: there is no room; what was there before is whole.
+    """
+    part = begin_checkpoint(run, description.step)
+    return finish_checkpoint(run, part, description, weights, state, tokenizer)
+
+
+def begin_checkpoint(run: Path, step: int) -> Path | None:
+    """A new folder to write the checkpoint of a step into; None: there is one."""
     remove_leftovers(run)
-    if not target.exists():
-        part = Path(tempfile.mkdtemp(dir=run, prefix=target.name + PART))
-        write_weights(part, weights)
-        torch.save(dict(state), part / STATE)
-        write_config(part, description.to_json())
-        if tokenizer is not None:
-            tokenizer.save(part)
-        for file in part.iterdir():
-            sync(file)
-        part.chmod(0o755)  # mkdtemp makes folders for their owner alone
-        os.rename(part, target)
+    target = _target(run, step)
+    with writing(None, run):
+        return None if target.exists() else Path(tempfile.mkdtemp(dir=run, prefix=target.name + PART))
+
+
+def finish_checkpoint(
+    run: Path,
+    part: Path | None,
+    description: Description,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Write what `save_checkpoint` writes into a begun folder, give it its name, and delete the older ones."""
+    target = _target(run, description.step)
+    if part is not None:
+        with writing(part, run):
+            write_weights(part, weights)
+            torch.save(dict(state), part / STATE)
+            write_config(part, description.to_json())
+            if tokenizer is not None:
+                tokenizer.save(part)
+            for file in part.rglob("*"):
+                sync(file)
+            part.chmod(0o755)  # mkdtemp makes folders for their owner alone
+            os.rename(part, target)
         sync(run)
     for other in _checkpoints(run):
         if other != target:
             shutil.rmtree(other)
     return target
+
+
+def _target(run: Path, step: int) -> Path:
+    return run / f"checkpoint-{step:06d}"
 
 
 def remove_leftovers(run: Path) -> None:

@@ -26,6 +26,7 @@ from spikeloom.training.recipes import get_recipe, list_recipes
 from spikeloom.training.run import Result, fit, measure, pick_device
 from spikeloom.training.run_folder import RECIPE
 from spikeloom.training.sources import source
+from spikeloom.training.team import FollowedError, current_team, first_process, joined, local_device
 from spikeloom.training.text_batches import stride_of
 
 RUNS = Path("runs")
@@ -90,13 +91,22 @@ def train(argv: list[str]) -> int:
     out = Path(options.out) if options.out else _choose_folder(folder, name, options.resume)
     console = Console(highlight=False)
     try:
-        result = fit(options.recipe, out, resume=options.resume, device=options.device, console=console)
+        device = pick_device(local_device(options.device))
+        with joined(device):
+            team = current_team()
+            out = Path(team.agreed(str(out)))
+            result = fit(options.recipe, out, resume=options.resume, device=str(device), console=console)
     except TrainingInterrupted as stop:
-        console.print(escape(str(stop)), soft_wrap=True)
+        if first_process():
+            console.print(escape(str(stop)), soft_wrap=True)
         return stop.code
+    except FollowedError:  # the process that has the error says it
+        return 1
+    if not team.first:
+        return 0
     _print_result(console, result, options.recipe)
     if options.energy and options.recipe.task == "classify":
-        report_energy(result.checkpoint, options.recipe, pick_device(options.device), console, result.test)
+        report_energy(result.checkpoint, options.recipe, device, console, result.test)
     return 0
 
 

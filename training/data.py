@@ -22,6 +22,7 @@ from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
 from spikeloom.training.sequence_batches import SequenceInputs
 from spikeloom.training.sources import Part, Recordings, check_augment, source, take
+from spikeloom.training.split import WHOLE, Split
 from spikeloom.training.streamed_images import StreamedImages
 from spikeloom.training.text_batches import Text, TextBatches, load_text, vocabulary_of
 
@@ -107,24 +108,30 @@ def held_out(labels: Tensor, count: int) -> Tensor:
     return mask
 
 
-def generator_for(seed: int, stream: int, epoch: int, batch: int = 0) -> torch.Generator:
-    """A generator that depends on these numbers alone."""
-    mixed = np.random.SeedSequence((seed, stream, epoch, batch)).generate_state(1, np.uint64)
+def generator_for(seed: int, stream: int, epoch: int, batch: int = 0, part: int | None = None) -> torch.Generator:
+    """A generator that depends on these numbers alone; part: of a batch that is divided."""
+    numbers = (seed, stream, epoch, batch) if part is None else (seed, stream, epoch, batch, part)
+    mixed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def batches_of(
-    part: Part, data: Data, batch_size: int, device: torch.device, augment: Augment | None = None
+    part: Part,
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    augment: Augment | None = None,
+    split: Split = WHOLE,
 ) -> AnyBatches:
-    """The batches of recordings, images or a text.
+    """The batches of recordings, images or a text; split: how those of a training are divided.
 
     Raises:
         ValueError: as `Batches` and `TextBatches`.
     """
     if isinstance(part, Text):
         check_augment(Augment() if augment is None else augment, data)
-        return TextBatches(part, data, batch_size, device)
-    return Batches(part, data, batch_size, device, augment)
+        return TextBatches(part, data, batch_size, device, split)
+    return Batches(part, data, batch_size, device, augment, split)
 
 
 class Batches:
@@ -138,9 +145,16 @@ class Batches:
     """
 
     def __init__(
-        self, recordings: Recordings, data: Data, batch_size: int, device: torch.device, augment: Augment | None = None
+        self,
+        recordings: Recordings,
+        data: Data,
+        batch_size: int,
+        device: torch.device,
+        augment: Augment | None = None,
+        split: Split = WHOLE,
     ) -> None:
         self.augment = Augment() if augment is None else augment
+        self.split = split
         check_augment(self.augment, data)
         self.data = data
         self.batch_size = batch_size
@@ -181,9 +195,17 @@ class Batches:
         whole = self.recordings // self.batch_size
         return whole if self.data.drop_last else -(-self.recordings // self.batch_size)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All recordings as they are, with their labels."""
-        parts = torch.arange(self.recordings).split(self.batch_size)
+    def samples(self, batch: int) -> int:
+        """Recordings in a batch of training."""
+        return min(self.batch_size, self.recordings - batch * self.batch_size)
+
+    def count(self, batch: int) -> int:
+        """What a batch of training is divided by rows of: its recordings."""
+        return self.samples(batch)
+
+    def in_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """All recordings as they are, with their labels; or of every so many batches one, from `first` on."""
+        parts = torch.arange(self.recordings).split(self.batch_size)[first::step]
         plain = self.inputs.plain(parts) if isinstance(self.inputs, StreamedImages) else map(self.inputs.plain, parts)
         for indices, inputs in zip(parts, plain, strict=True):
             yield inputs, self._labels(indices)
@@ -191,6 +213,7 @@ class Batches:
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The augmented batches of an epoch from batch `start` on, in the random order of that epoch.
 
+        Where batches are divided, each comes in this process's parts, one after the other.
         Making a batch of images does not wait for the device, so it is made while the step before is computed.
 
         Raises:
@@ -207,23 +230,55 @@ class Batches:
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             return indices, generator_for(seed, _AUGMENT, epoch, batch)
 
-        parts = map(drawn, range(start, len(self)))
+        batches = range(start, len(self))
         if isinstance(self.inputs, StreamedImages):
+            parts = ((*drawn(batch), rows) for batch in batches for rows in self._rows(batch))
             yield from self.inputs.batches(parts, self.labels, epoch)
             return
-        for indices, generator in parts:
+        for batch in batches:
             if isinstance(self.inputs, NormalImages):
-                yield self.inputs.batch(indices, self.labels, epoch, generator)
-            elif isinstance(self.inputs, SequenceInputs):
-                yield self.inputs.batch(indices, self._labels(indices), self._classes, generator)
+                for rows in self._rows(batch):  # each draws the numbers of the whole batch
+                    indices, generator = drawn(batch)
+                    yield self.inputs.batch(indices, self.labels, epoch, generator, rows)
             else:
-                frames = self.inputs.augmented(indices, generator)
-                yield mix(frames, self._labels(indices), self._classes, self.augment, epoch, generator)
+                yield from self._divided(batch, *self._changed(*drawn(batch), epoch))
+
+    def _changed(self, indices: Tensor, generator: torch.Generator, epoch: int) -> tuple[Tensor, Tensor]:
+        """A whole batch of frames or sequences, whose changes are drawn while they are made."""
+        if isinstance(self.inputs, SequenceInputs):
+            return self.inputs.batch(indices, self._labels(indices), self._classes, generator)
+        assert isinstance(self.inputs, EventFrames)
+        frames = self.inputs.augmented(indices, generator)
+        return mix(frames, self._labels(indices), self._classes, self.augment, epoch, generator)
+
+    def _rows(self, batch: int) -> list[Tensor | None]:
+        """This process's parts of a batch; None: all of it."""
+        if self.split.whole:
+            return [None]
+        return [self.split.rows(self.count(batch), part) for part in self.split.own]
+
+    def _divided(self, batch: int, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs `[T, B, ...]` and their targets in this process's parts."""
+        for rows in self._rows(batch):
+            if rows is None:
+                yield inputs, targets
+                continue
+            (place,) = sent([rows], inputs.device)
+            yield _rows_of(inputs, place), targets.index_select(0, place)
 
     def _labels(self, indices: Tensor) -> Tensor:
         """Those of recordings `[B]`, numbers on the host."""
         (place,) = sent([indices], self.labels.device)
         return self.labels.index_select(0, place)
+
+
+def _rows_of(inputs: Tensor, rows: Tensor) -> Tensor:
+    """Some recordings of `[T, B, ...]`; frames stay channels-last, step by step."""
+    part = inputs.index_select(1, rows)
+    if inputs.ndim != 5:
+        return part
+    folded = part.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return folded.unflatten(0, part.shape[:2])
 
 
 AnyBatches = Batches | TextBatches

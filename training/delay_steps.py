@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikeloom.models import DelaySchedule, DelaySNN
 from spikeloom.models.delay_schedule import parameter_groups
+from spikeloom.synapses import DelayConv1d
 from spikeloom.synapses.dcls_kernel import WIDTHS
 from spikeloom.training.graph import WARMUP
 from spikeloom.training.optim_settings import Optim
@@ -25,7 +26,16 @@ FEWEST = 4
 
 
 def delay_schedule(config: Optim, epochs: int, model: nn.Module | None = None) -> DelaySchedule:
-    """The schedule of a training; without a model that of the rates alone."""
+    """The schedule of a training; without a model that of the rates alone.
+
+    Raises:
+        ValueError: more epochs with whole delays than there are, as when a recipe is shortened.
+    """
+    if model is not None and config.whole_epochs > epochs:
+        raise ValueError(
+            f"Optim.whole_epochs is {config.whole_epochs} of {epochs} epochs, so that delays would never be trained; "
+            "expected less. Lower it (--optim.whole-epochs 0: as published), or train longer."
+        )
     sigma, version = None, "gauss"
     if isinstance(model, DelaySNN) and model.config.delays == "learned" and model.config.version in WIDTHS:
         sigma, version = model.config.first_sigma, model.config.kernel_version
@@ -73,7 +83,7 @@ def begin_epoch(
     values, changed = schedule.at(epoch), 0
     if whole and isinstance(model, DelaySNN):
         values = replace(values, position_lr=0.0, sigma=None)
-        if any(layer.version != "max" for layer in model.delayed()):
+        if not all(map(_is_whole, model.delayed())):
             changed = WARMUP
             model.round_()
     for group in optimizer.param_groups:
@@ -90,3 +100,9 @@ def begin_epoch(
         for layer in model.delayed():
             layer.set_sigma_(values.sigma)
     return changed
+
+
+def _is_whole(layer: DelayConv1d) -> bool:
+    """Whether `round_positions_` would change nothing."""
+    one_tap = layer.SIG is None or (layer.version == "max" and not bool(layer.SIG.any()))
+    return one_tap and bool((layer.P.round() == layer.P).all())

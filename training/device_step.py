@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spikeloom.training.ema import Ema
+from spikeloom.training.engine import Engine, Judge, Piece
 from spikeloom.training.graph import WARMUP, Recorder, Replayed
 from spikeloom.training.model_hooks import settle_model
 from spikeloom.training.optim import in_memory_as, set_rate
-
-Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
-"""Takes a batch: (module, frames, targets, generator of its masks) -> mean loss, and how many were classified right."""
 
 Say = Callable[[int, str], None]
 """Is told something by a training: (step, text)."""
@@ -39,13 +37,21 @@ class DeviceStep:
 
     Args:
         model, ema: on their device. optimizer: Adam or AdamW, capturable. clip_norm: largest norm of the gradient.
+        engine: how the gradient comes about; None: in one pass, in this process alone.
     """
 
     def __init__(
-        self, model: nn.Module, judge: Judge, optimizer: torch.optim.Adam, ema: Ema | None, clip_norm: float | None
+        self,
+        model: nn.Module,
+        judge: Judge,
+        optimizer: torch.optim.Adam,
+        ema: Ema | None,
+        clip_norm: float | None,
+        engine: Engine | None = None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
-        self._judge, self._limit = judge, clip_norm or math.inf  # without a limit, a finite gradient is multiplied by 1
+        self._engine = Engine(model, judge) if engine is None else engine
+        self._limit = clip_norm or math.inf  # without a limit, a finite gradient is multiplied by 1
         rate = optimizer.param_groups[0]["lr"]
         self.bad = torch.zeros_like(rate)
         optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused kernel reads it, as from a GradScaler
@@ -60,22 +66,21 @@ class DeviceStep:
             self._weight.fill_(self.ema.weight)
             self.ema.updates += 1
 
-    def run(self, frames: Tensor, targets: Tensor, masks: torch.Generator) -> None:
+    def run(self, pieces: Sequence[Piece]) -> None:
         """The step; host work beside it does not depend on the values of tensors, unless the model's or loss's does."""
         self._buffers.keep()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._judge(self.model, frames, targets, masks)
-        loss.backward()
+        loss, correct = self._engine.gradient(pieces)
+        norm = self._engine.norm(self._limit)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self._limit)
         with torch.no_grad():
-            loss = loss.detach()
             self.bad.copy_(torch.maximum(self.bad, (~(loss.isfinite() & norm.isfinite())).to(self.bad.dtype)))
             for p in parameters:
                 assert p.grad is not None
                 p.grad = in_memory_as(p.grad, p)
             self.optimizer.step()
             settle_model(self.model)
+            self._engine.share_buffers()
             self._buffers.restore(self.bad)
             if self.ema is not None:
                 self.ema.blend(self._weight * (1 - self.bad))
@@ -154,8 +159,8 @@ class Updates:
             self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
             self.graphs = Replayed(self._maskless, self._recorder, self._failed, warmup)
 
-    def send(self, frames: Tensor, targets: Tensor, masks: torch.Generator, step: int, rate: float) -> None:
-        """Send a step, and note that its report is still to be read.
+    def send(self, pieces: Sequence[Piece], samples: int, step: int, rate: float) -> None:
+        """Send a step on a batch of so many samples, and note that its report is still to be read.
 
         Raises:
             ValueError: the step was to be captured, and cannot be.
@@ -166,10 +171,10 @@ class Updates:
             self._obstacle = None
         self._step.prepare(rate)
         if self.graphs is None:
-            self._step.run(frames, targets, masks)
+            self._step.run(pieces)
         else:
-            self.graphs(frames, targets)
-        self.sent.append(Sent(step, rate, samples_in(targets), self._step.report()))
+            self.graphs(*(tensor for piece in pieces for tensor in (piece.frames, piece.targets)))
+        self.sent.append(Sent(step, rate, samples, self._step.report()))
 
     def forget(self, step: int) -> int:
         """Take back what was sent from a bad step on, which changed nothing; returns how many steps these are.
@@ -189,8 +194,13 @@ class Updates:
         self.graphs = None
         self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
 
-    def _maskless(self, frames: Tensor, targets: Tensor) -> None:
-        self._step.run(frames, targets, torch.Generator())  # of a task that draws no masks
+    def _maskless(self, *inputs: Tensor) -> None:
+        """Frames and targets of each piece, by turns, of a task that draws no masks."""
+        pairs = list(zip(inputs[::2], inputs[1::2], strict=True))
+        total = sum(samples_in(targets) for _, targets in pairs)
+        shares = [1.0 if len(pairs) == 1 else samples_in(targets) / total for _, targets in pairs]
+        masks = torch.Generator()
+        self._step.run([Piece(*pair, masks, share) for pair, share in zip(pairs, shares, strict=True)])
 
     def _failed(self, reason: str) -> None:
         if self._setting == "on":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron
 from spikeloom.synapses import NormNeuron
+from spikeloom.training.team import Team
 
 
 @dataclass
@@ -61,6 +62,19 @@ def count_spikes(model: nn.Module) -> Iterator[dict[str, Firing]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def sum_firing(layers: dict[str, Firing], team: Team) -> dict[str, Firing]:
+    """The counts of all processes together."""
+    if team.size == 1 or not layers:
+        return layers
+    own = torch.tensor([[float(layer.spikes), layer.steps] for layer in layers.values()], dtype=torch.float64)
+    sums = team.summed(own).tolist()
+    neurons = [team.largest(layer.neurons) for layer in layers.values()]
+    return {
+        name: Firing(spikes, int(steps), count)
+        for name, (spikes, steps), count in zip(layers, sums, neurons, strict=True)
+    }
 
 
 def rates_table(layers: dict[str, Firing]) -> Table:

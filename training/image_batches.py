@@ -19,6 +19,7 @@ from spikeloom.datasets.image_augment import (
     flip_where,
 )
 from spikeloom.datasets.images import Images
+from spikeloom.datasets.rand_augment import Step
 from spikeloom.training.mixing import draw_mixing, mix_by
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment
@@ -51,11 +52,19 @@ class NormalImages:
         """Images `[B]` as they are."""
         return self._normal(self._images[indices.to(self._images.device)]).contiguous(memory_format=torch.channels_last)
 
-    def batch(self, indices: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(
+        self,
+        indices: Tensor,
+        labels: Tensor,
+        epoch: int,
+        generator: torch.Generator,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Images `[B]` changed at random, and their targets: labels `[B]`, or shares `[B, classes]` where it mixes.
 
-        indices: on the host. labels: of all images, on the device. A box is erased behind the mixing, so that it is
-        not blended with another image.
+        indices: on the host. labels: of all images, on the device. rows: make these of the batch alone, by the random
+        numbers that they have in all of it. A box is erased behind the mixing, so that it is not blended with another
+        image.
         """
         change, count, size = self.augment, len(indices), (self._images.shape[2], self._images.shape[3])
         # the order of the draws is part of the results
@@ -67,6 +76,11 @@ class NormalImages:
         noise = None
         if boxes is not None and change.erase_mode == "pixel":
             noise = torch.randn(count, self._images.shape[1], *size, generator=generator)
+        if rows is not None:
+            steps = [_step_on(step, rows, count) for step in steps]
+            offset, boxes = (None if drawn is None else drawn[:, rows] for drawn in (offset, boxes))
+            flipped, noise = (None if drawn is None else drawn[rows] for drawn in (flipped, noise))
+            indices = indices[rows]
         drawn = [tensor for tensor in (offset, flipped, boxes, noise) if tensor is not None]
         for step in steps:
             drawn += [step.chosen, step.amount]
@@ -87,3 +101,11 @@ class NormalImages:
 
     def _normal(self, pixels: Tensor) -> Tensor:
         return pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+def _step_on(step: Step, rows: Tensor, count: int) -> Step:
+    """What a step of RandAugment, drawn for `count` images, does to some of them."""
+    place = torch.full((count,), -1)
+    place[rows] = torch.arange(len(rows))
+    kept = place[step.chosen] >= 0
+    return replace(step, chosen=place[step.chosen[kept]], amount=step.amount[kept])

@@ -25,9 +25,11 @@ class Interruption:
 
 
 @contextmanager
-def watch() -> Iterator[Interruption]:
+def watch(several: bool = False) -> Iterator[Interruption]:
     """Turn the first SIGINT or SIGTERM inside the block into a note; the next one acts as usual.
 
+    several: of several processes, torchrun sends a SIGTERM of its own after a signal from elsewhere (and ends what does
+    not end in half a minute), so that one is a note as well.
     Outside the main thread Python cannot handle signals, and nothing is watched.
     """
     found = Interruption()
@@ -37,9 +39,10 @@ def watch() -> Iterator[Interruption]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        found.signal = number
+        found.signal = found.signal or number
         for each, handler in before.items():
-            signal.signal(each, handler)
+            if not (several and each == signal.SIGTERM):
+                signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, note)

@@ -18,11 +18,13 @@ from spikeloom.training.checkpoint import write_atomic
 class RunLog:
     """One JSON object per line; a line has at least `event`, `step` (taken so far) and `time` (seconds since 1970)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes  # of several processes one writes
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append a line."""
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **values}) + "\n")
 
@@ -38,6 +40,8 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after a step, because the training goes on from there."""
+        if not self.writes:
+            return
         kept = [line for line in self.lines() if line["step"] <= step]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 

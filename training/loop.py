@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,69 +22,20 @@ from spikeloom.models.token_loss import language_loss
 from spikeloom.training.choice import Best
 from spikeloom.training.data import AnyBatches, generator_for
 from spikeloom.training.delay_steps import begin_epoch, delay_schedule
-from spikeloom.training.device_step import Buffers, DeviceStep, Judge, Say, Updates, samples_in
+from spikeloom.training.device_step import Buffers, DeviceStep, Say, Updates, samples_in
 from spikeloom.training.ema import Ema
+from spikeloom.training.engine import Engine, Judge, Piece
 from spikeloom.training.finite import DivergedError, require_finite
 from spikeloom.training.graph import CudaRecorder
 from spikeloom.training.losses import decide, hard, make_loss
 from spikeloom.training.model_hooks import evaluating, settle_model
 from spikeloom.training.optim import learning_rate, make_optimizer, set_rate
+from spikeloom.training.parallel import ShardedEngine, make_engine
 from spikeloom.training.recipe import Recipe
+from spikeloom.training.tally import Tally as Tally
+from spikeloom.training.team import ALONE, Team
 
-_MASKS, _TEST_MASKS = 100, 101  # streams of random numbers, apart from those of data.py
-
-
-@dataclass
-class Tally:
-    """Sums over samples, in Python floats, so that they are saved and continued exactly.
-
-    correct: samples that were classified correctly; None: the task has no labels. tokens_per_character: of a text that
-    was evaluated, whose samples are the predicted tokens; None elsewhere.
-    """
-
-    loss: float = 0.0
-    correct: int | None = 0
-    samples: int = 0
-    seconds: float = 0.0
-    tokens_per_character: float | None = None
-
-    def add(self, loss: float, correct: int | None, samples: int, seconds: float = 0.0) -> None:
-        """Take in a batch, given its mean loss."""
-        self.loss += loss * samples
-        self.correct = None if correct is None else (self.correct or 0) + correct
-        self.samples += samples
-        self.seconds += seconds
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean loss per sample."""
-        return self.loss / max(self.samples, 1)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples whose largest mean logit is their label's; nan without labels."""
-        return math.nan if self.correct is None else self.correct / max(self.samples, 1)
-
-    @property
-    def perplexity(self) -> float:
-        """Of a text: e to the mean loss."""
-        return math.exp(min(self.mean_loss, 700.0))
-
-    @property
-    def bits_per_character(self) -> float:
-        """Of a text: the loss of its tokens in bits, by the number of its Unicode characters; nan elsewhere."""
-        share = self.tokens_per_character
-        return math.nan if share is None else self.mean_loss / math.log(2) * share
-
-    def values(self, prefix: str = "") -> dict[str, float]:
-        """What is logged and shown: the mean loss, and what else the task has."""
-        shown = {f"{prefix}loss": self.mean_loss}
-        if self.tokens_per_character is not None:
-            shown |= {
-                f"{prefix}bits_per_character": self.bits_per_character,
-                f"{prefix}perplexity": self.perplexity,
-            }
-        return shown if self.correct is None else {**shown, f"{prefix}accuracy": self.accuracy}
+_MASKS, _TEST_MASKS, _OWN = 100, 101, 102  # streams of random numbers, apart from those of data.py
 
 
 @dataclass
@@ -93,6 +45,7 @@ class Training:
     epoch: epochs finished. batch: batches done of the next one. tally: of that unfinished epoch.
     updates: on a GPU, where steps are sent ahead; `settle` reads what came of them. None: each step is waited for.
     best: the weights of the best epoch so far, where the recipe selects them.
+    engine: how gradients come about on several processes; None: in this one alone.
     """
 
     recipe: Recipe
@@ -106,36 +59,52 @@ class Training:
     tally: Tally = field(default_factory=Tally)
     updates: Updates | None = None
     best: Best | None = None
+    engine: Engine | None = None
+
+    @property
+    def team(self) -> Team:
+        """The processes that train."""
+        return ALONE if self.engine is None else self.engine.team
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the weights alone."""
+        return isinstance(self.engine, ShardedEngine)
 
 
-def start(recipe: Recipe, model: nn.Module, device: torch.device, say: Say | None = None) -> Training:
+def start(
+    recipe: Recipe, model: nn.Module, device: torch.device, say: Say | None = None, team: Team = ALONE
+) -> Training:
     """A training before its first step; kernels of convolutions lie channels-last, as the frames do.
 
-    say: is told why there are no CUDA graphs where they were to be had; None: it is a warning.
+    say: is told why there are no CUDA graphs where they were to be had; None: it is a warning. team: the processes,
+    all of which call this.
 
     Raises:
-        ValueError: graphs are asked for, and cannot be had.
+        ValueError: graphs are asked for, and cannot be had; or statistics are to be shared that cannot be.
     """
-    check_graph(recipe, device)
+    check_graph(recipe, device, team.size)
     model = model.to(device).to(memory_format=torch.channels_last)
+    engine = make_engine(recipe, model, judge_of(recipe, device), team)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    training = Training(recipe, model, make_optimizer(model, recipe.optim), ema, device)
-    if device.type == "cuda":
-        step = DeviceStep(model, judge_of(recipe, device), training.optimizer, ema, recipe.optim.clip_norm)
-        wanted, obstacle = recipe.cuda_graph != "off", graph_obstacle(recipe, device)
+    optimizer = engine.optimizer(recipe.optim) if isinstance(engine, ShardedEngine) else None
+    training = Training(recipe, model, optimizer or make_optimizer(model, recipe.optim), ema, device, engine=engine)
+    if device.type == "cuda" and not training.sharded:
+        step = DeviceStep(model, judge_of(recipe, device), training.optimizer, ema, recipe.optim.clip_norm, engine)
+        wanted, obstacle = recipe.cuda_graph != "off", graph_obstacle(recipe, device, team.size)
         recorder = partial(CudaRecorder, device) if wanted and obstacle is None else None
         say = _warn if say is None else say
         training.updates = Updates(step, recorder, recipe.cuda_graph, obstacle if wanted else None, say)
     return training
 
 
-def check_graph(recipe: Recipe, device: torch.device) -> None:
+def check_graph(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
     """Refuse to capture what cannot be captured.
 
     Raises:
         ValueError: the recipe's cuda_graph is "on", and something speaks against it.
     """
-    obstacle = graph_obstacle(recipe, device)
+    obstacle = graph_obstacle(recipe, device, processes)
     if recipe.cuda_graph == "on" and obstacle is not None:
         raise ValueError(
             f'The recipe\'s cuda_graph is "on", but {obstacle}. Pass --cuda-graph auto, which captures steps '
@@ -143,10 +112,12 @@ def check_graph(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def graph_obstacle(recipe: Recipe, device: torch.device) -> str | None:
+def graph_obstacle(recipe: Recipe, device: torch.device, processes: int = 1) -> str | None:
     """Why a recipe's steps cannot be captured in CUDA graphs, as far as it is known before the first one."""
     if device.type != "cuda":
         return f"the device is {device.type!r}; CUDA graphs need a GPU (--device cuda)"
+    if processes > 1:
+        return f"{processes} processes exchange gradients in the middle of a step, which is not captured"
     if recipe.task == "reconstruct":
         return "the task 'reconstruct' draws what it hides on the host, anew for every batch"
     return None
@@ -161,16 +132,16 @@ def train_epoch(training: Training, batches: AnyBatches) -> Iterator[Tally]:
     Raises:
         DivergedError: the loss or its gradient is not finite; the step is not taken.
     """
-    judge = judge_of(training.recipe, training.device)
+    engine = training.engine or Engine(training.model, judge_of(training.recipe, training.device))
     buffers = Buffers(training.model) if training.updates is None else None
     training.model.train()
     _begin(training)
     if training.updates is not None and 0 < training.recipe.early_epochs == training.epoch:
         training.updates.renew()  # graphs of fewer time steps
     began = time.perf_counter()
-    for frames, targets in batches.shuffled(training.recipe.seed, training.epoch, training.batch):
+    for pieces in _pieces(training, batches):
         with _early(training):
-            _step(training, judge, buffers, frames, targets, len(batches))
+            _step(training, engine, buffers, pieces, batches)
         training.step += 1
         training.batch += 1
         settle(training, left=1)  # while the device is busy with this step, the one before is read
@@ -183,6 +154,20 @@ def train_epoch(training: Training, batches: AnyBatches) -> Iterator[Tally]:
     training.epoch += 1
     training.batch = 0
     training.tally = Tally()
+
+
+def _pieces(training: Training, batches: AnyBatches) -> Iterator[list[Piece]]:
+    """This process's pieces of each batch that is left of the epoch; without others, empty ones are left out."""
+    seed, epoch, batch = training.recipe.seed, training.epoch, training.batch
+    split, alone = batches.split, training.team.size == 1
+    parts = iter(batches.shuffled(seed, epoch, batch))
+    while drawn := list(islice(parts, len(split.own))):
+        pieces, count = [], batches.count(batch)
+        for (frames, targets), part in zip(drawn, split.own, strict=True):
+            masks = generator_for(seed, _MASKS, epoch, batch, None if split.whole else part)
+            pieces.append(Piece(frames, targets, masks, split.weight(count, part)))
+        yield [piece for piece in pieces if piece.weight or not alone]
+        batch += 1
 
 
 def _begin(training: Training) -> None:
@@ -252,7 +237,7 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
         def language(model: nn.Module, frames: Tensor, targets: Tensor, masks: torch.Generator) -> Any:
             with autocast(device, recipe.bf16):
                 logits = model(frames)
-            return language_loss(logits.float(), targets, recipe.loss.logit_penalty), None
+            return language_loss(logits, targets, recipe.loss.logit_penalty / recipe.accumulate), None
 
         return language
     loss_of = make_loss(recipe.loss)
@@ -266,7 +251,7 @@ def judge_of(recipe: Recipe, device: torch.device) -> Judge:
 
 
 def _step(
-    training: Training, judge: Judge, buffers: Buffers | None, frames: Tensor, targets: Tensor, steps_per_epoch: int
+    training: Training, engine: Engine, buffers: Buffers | None, pieces: list[Piece], batches: AnyBatches
 ) -> None:
     """One update; its loss and how many samples were classified correctly go to the tally, on a GPU by `settle`.
 
@@ -275,21 +260,22 @@ def _step(
     Raises:
         DivergedError: before the update, because the loss or its gradient is not finite; the buffers are put back.
     """
-    rate = rate_of(training, training.step, steps_per_epoch)
-    masks = generator_for(training.recipe.seed, _MASKS, training.epoch, training.batch)
+    recipe, samples = training.recipe, batches.samples(training.batch)
+    rate = rate_of(training, training.step, len(batches))
+    if engine.team.size > 1:  # each process has numbers of its own (dropout), which a resumed run finds again
+        drawn = generator_for(recipe.seed, _OWN, training.epoch, training.batch, engine.team.rank)
+        torch.manual_seed(drawn.initial_seed())
     if training.updates is not None:
-        training.updates.send(frames, targets, masks, training.step, rate)
+        training.updates.send(pieces, samples, training.step, rate)
         return
     assert buffers is not None
     optimizer = training.optimizer
     set_rate(optimizer, rate)
     buffers.keep()
-    loss, correct = judge(training.model, frames, targets, masks)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    # without a limit a finite gradient is multiplied by 1
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.recipe.optim.clip_norm or math.inf)
-    value, size = torch.stack((loss.detach().double(), norm.double())).tolist()
+    loss, correct = engine.gradient(pieces)
+    norm = engine.norm(recipe.optim.clip_norm or math.inf)  # without a limit a finite gradient is multiplied by 1
+    value, size = torch.stack((loss.double(), norm.double())).tolist()
     try:
         require_finite(value, size, training.step, rate)
     except DivergedError:
@@ -297,9 +283,10 @@ def _step(
         raise
     optimizer.step()
     settle_model(training.model)
+    engine.share_buffers()
     if training.ema is not None:
         training.ema.update()
-    training.tally.add(value, None if correct is None else int(correct), samples_in(targets))
+    training.tally.add(value, None if correct is None else int(correct), samples)
 
 
 def _warn(step: int, text: str) -> None:
@@ -307,21 +294,34 @@ def _warn(step: int, text: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: AnyBatches, recipe: Recipe, device: torch.device) -> Tally:
+def evaluate(model: nn.Module, batches: AnyBatches, recipe: Recipe, device: torch.device, team: Team = ALONE) -> Tally:
     """Loss and accuracy over all recordings as they are, in evaluation mode; masks are the same every time.
 
     A network that is used in another form than it is trained in, such as with whole-number delays, is put into that.
+    team: the processes, each of which takes one of so many batches; all of them get the sums of all, to the last bit.
     """
     judge = judge_of(recipe, device)
     tally = Tally(tokens_per_character=batches.tokens_per_character)
+    rows: dict[int, tuple[float, ...]] = {}
     with evaluating(model):
-        for batch, (frames, labels) in enumerate(batches.in_order()):
-            began = time.perf_counter()
+        for number, (frames, labels) in enumerate(batches.in_order(team.rank, team.size)):
+            began, batch = time.perf_counter(), team.rank + number * team.size
             loss, right = judge(model, frames, labels, generator_for(0, _TEST_MASKS, 0, batch))
-            correct = None if right is None else int(right)
+            correct = -1 if right is None else int(right)
             samples = samples_in(labels) - int((labels == IGNORED).sum())
-            tally.add(loss.item(), correct, samples, time.perf_counter() - began)
+            rows[batch] = (loss.item(), correct, samples, time.perf_counter() - began)
+    for loss_of, right_of, count, seconds in _gathered(rows, team):
+        tally.add(loss_of, None if right_of < 0 else int(right_of), int(count), seconds)
     return tally
+
+
+def _gathered(rows: Mapping[int, tuple[float, ...]], team: Team) -> list[list[float]]:
+    """The rows of all processes, by their numbers."""
+    table = torch.zeros(team.largest(max(rows, default=-1) + 1), 4, dtype=torch.float64)
+    for number, values in rows.items():
+        table[number] = torch.tensor(values, dtype=torch.float64)
+    found: list[list[float]] = team.summed(table).tolist()  # each row is one process's, so the sum rounds nothing
+    return found
 
 
 def autocast(device: torch.device, bf16: bool) -> Any:

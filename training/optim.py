@@ -16,10 +16,13 @@ from spikeloom.training.token_schedule import rate_at_token
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights of two or more axes decay; biases, normalisations and all parameters of neurons do not."""
+    """Two groups: weights of two or more axes decay; biases, normalisations and all parameters of neurons do not, nor
+    do parameters that their module marked `_no_weight_decay` (time constants and positions, whose zero means nothing).
+    """
     of_neurons = {id(p) for module in model.modules() if isinstance(module, Neuron) for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in of_neurons]
+    free = of_neurons | {id(p) for p in trained if getattr(p, "_no_weight_decay", False)}
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in free]
     chosen = {id(p) for p in decayed}
     return [
         {"params": decayed, "weight_decay": weight_decay},

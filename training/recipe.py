@@ -37,8 +37,9 @@ class Data:
     """
 
     name: str = "saccade_mnist"
-    """Data set: saccade_mnist (simulated, embedded), or one read from --root: events of nmnist, cifar10_dvs and
-    dvs_gesture, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and image_folder (folders of classes).
+    """Data set: saccade_mnist or moving_shapes (simulated, embedded), or one read from --root: events of nmnist,
+    cifar10_dvs, dvs_gesture, paf and efaction, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and
+    image_folder (folders of classes).
     Texts: king_james (embedded), text_file and indexed_text (<prefix>.bin and .idx). Sequences: random_manifolds
     (simulated), or from --root shd, ssc, speech_commands and spoken_digits."""
     root: Annotated[str | None, UNPREFIXED] = None
@@ -71,6 +72,10 @@ class Data:
     workers: int = 16
     """imagenet, image_folder: processes that decode images, at most one per core; 0: the main one does. No number
     depends on them."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """imagenet, image_folder: what to do with a file that cannot be read: end the training, which goes on with --resume
+    when the file was replaced, or show the next readable image of the batch in its place, with a warning and a count.
+    An evaluation always stops."""
     skip_per_class: int = 0
     """saccade_mnist: leave the first so many images of each digit out of the training part."""
     swap_polarity: bool = False
@@ -221,7 +226,16 @@ class Recipe:
     early_steps: int = 1
     """Time steps of the first early_epochs epochs. No weight depends on their number."""
     batch_size: int = 64
-    """Recordings (or windows of a text) per step."""
+    """Recordings (or windows of a text) per step, those of all processes together."""
+    accumulate: int = 1
+    """Backward passes per step, each over an equal part of the batch, for batches that memory has no room for. Numbers
+    change by rounding, and by the statistics of normalisations, which are those of each part."""
+    shared_statistics: bool = False
+    """On several processes: normalise by the statistics of all parts of a batch that are computed at a time, as one
+    process would; False: each process by its own."""
+    shard: bool = False
+    """task=language, under torchrun: divide weights, gradients and the optimiser's averages among the processes
+    (FSDP2), for models that one GPU has no room for."""
     bf16: bool = True
     """Autocast to bfloat16 on a GPU (a CPU computes in float32)."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
@@ -247,6 +261,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_field(self, "epochs", self.epochs >= 1, ">= 1")
         check_field(self, "batch_size", self.batch_size >= 1, ">= 1")
+        check_field(self, "accumulate", self.accumulate >= 1, ">= 1")
         check_field(self, "early_epochs", 0 <= self.early_epochs <= self.epochs, f"0 to epochs={self.epochs}")
         check_field(self, "early_steps", self.early_steps >= 1, ">= 1")
         check_field(self, "ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None")
@@ -274,6 +289,12 @@ class Recipe:
             raise ValueError(
                 f"The recipe names both init={self.init!r} and pretrain={self.pretrain!r}; expected one: "
                 "init starts from a checkpoint, pretrain trains one first. Set the other to None."
+            )
+
+        if self.shard and (self.task != "language" or self.ema is not None):
+            raise ValueError(
+                f"Recipe.shard is for --task language without an average of the weights, and the task is "
+                f"{self.task!r} with ema={self.ema}. Leave --shard out."
             )
 
     def _check_task(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,25 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 import spikeloom
-from spikeloom.models import model_config
 from spikeloom.models.files import load_weights, read_weights
 from spikeloom.training import network, snapshot
 from spikeloom.training.announce import announcement
 from spikeloom.training.checkpoint import (
-    Description,
     check_classes,
     find_checkpoint,
     read_description,
     read_state,
     remove_leftovers,
     require_checkpoint,
-    save_checkpoint,
     write_atomic,
 )
 from spikeloom.training.choice import Peak, better, peak
-from spikeloom.training.data import AnyBatches, batches_of, load_test, load_train, outputs_of, sample_of
-from spikeloom.training.firing import Firing, count_spikes
-from spikeloom.training.interrupt import Interruption, TrainingInterrupted, watch
+from spikeloom.training.data import batches_of, load_test, load_train, outputs_of, sample_of
+from spikeloom.training.devices import pick_device as pick_device
+from spikeloom.training.faults import DataFaultError
+from spikeloom.training.firing import Firing, count_spikes, sum_firing
+from spikeloom.training.folder_lock import locked
+from spikeloom.training.interrupt import Interruption, watch
 from spikeloom.training.log import RunLog, epoch_bar, epoch_line
 from spikeloom.training.loop import (
     Tally,
@@ -56,7 +56,10 @@ from spikeloom.training.loop import (
 from spikeloom.training.recipe import Recipe
 from spikeloom.training.recipes import get_recipe
 from spikeloom.training.run_folder import RECIPE, check_folder
+from spikeloom.training.session import Session, save, save_before, stop
 from spikeloom.training.sources import Part, check_augment, classes_of, source
+from spikeloom.training.split import evaluation_size, split_of
+from spikeloom.training.team import ALONE, Team, current_team, local_device
 from spikeloom.training.text_batches import check_tokenizer
 
 LOG, PRETRAIN = "log.jsonl", "pretrain"
@@ -94,24 +97,6 @@ class Stage:
     random: Tensor
 
 
-@dataclass(frozen=True)
-class Session:
-    """What stays the same during a run: where it writes, what it trains on, and what its labels are called.
-
-    watched: the test part, where it is measured after every epoch.
-    """
-
-    recipe: Recipe
-    folder: Path
-    root: Path
-    console: Console
-    log: RunLog
-    train: AnyBatches
-    validation: AnyBatches | None
-    classes: tuple[str, ...] | None
-    watched: AnyBatches | None
-
-
 def fit(
     recipe: Recipe, out: str | Path, *, resume: bool = False, device: str = "auto", console: Console | None = None
 ) -> Result:
@@ -129,19 +114,24 @@ def fit(
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         ValueError: settings that do not fit together, a damaged checkpoint, or `resume` with another recipe.
     """
-    console = Console(highlight=False) if console is None else console
-    where = pick_device(device)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        stages = _prepare(recipe, Path(out), resume, console)
+    team = current_team()
+    console = _console(console, team)
+    where, folder = pick_device(local_device(device)), Path(out)
+    with ExitStack() as held, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        begun = (folder / RECIPE).is_file()
+        if begun:
+            team.led(lambda: held.enter_context(locked(folder)))
+        stages = team.together(lambda: _prepare(recipe, folder, resume, console))
         for stage in stages:
-            check_graph(stage.recipe, where)
+            check_graph(stage.recipe, where, team.size)
+            split_of(stage.recipe, team)
         test = load_test(recipe.data)
-        _write_settings(stages)
+        team.led(lambda: _take(None if begun else held, recipe, folder, resume, stages))
         while len(stages) > 1:
-            _train(stages.pop(), Path(out), where, console)  # popped, so that its recordings are freed behind it
-        training, session = _train(stages.pop(), Path(out), where, console, test)
+            _train(stages.pop(), folder, where, console, team)  # popped, so that its recordings are freed behind it
+        training, session = _train(stages.pop(), folder, where, console, team, test)
         with selected(training) as model:
-            tally, firing = measure(model, recipe, where, test)
+            tally, firing = measure(model, recipe, where, test, _evaluators(training))
     chosen = training.epoch if training.best is None else training.best.epoch
     session.log.write(
         "test",
@@ -156,31 +146,30 @@ def fit(
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, device: torch.device, packed: Part | None = None
+    model: nn.Module, recipe: Recipe, device: torch.device, packed: Part | None = None, team: Team = ALONE
 ) -> tuple[Tally, dict[str, Firing]]:
     """Loss, accuracy and firing rates of a model on the device, on the test part (or on `packed`)."""
     part = load_test(recipe.data) if packed is None else packed
-    batches = batches_of(part, recipe.data, recipe.batch_size, device)
+    batches = batches_of(part, recipe.data, evaluation_size(recipe, split_of(recipe, team)), device)
     with count_spikes(model) as firing:
-        tally = evaluate(model, batches, recipe, device)
-    return tally, firing
+        tally = evaluate(model, batches, recipe, device, team)
+    return tally, sum_firing(firing, team)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one.
+def _console(console: Console | None, team: Team) -> Console:
+    """Where the first process prints, and the others do not."""
+    if not team.first:
+        return Console(quiet=True)
+    return Console(highlight=False) if console is None else console
 
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"There is no device {name!r}; expected auto, cpu, cuda or cuda:<number>.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch sees no GPU. `spikeloom doctor` says why; --device cpu works.")
-    return device
+
+def _take(held: ExitStack | None, recipe: Recipe, folder: Path, resume: bool, stages: list[Stage]) -> None:
+    """Make the folder and hold it, if that is still to be done (None: it is not), and write the settings."""
+    if held is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(folder))
+        check_folder(recipe, folder, resume)  # another training may have come before
+    _write_settings(stages)
 
 
 def _prepare(recipe: Recipe, folder: Path, resume: bool, console: Console) -> list[Stage]:
@@ -232,8 +221,13 @@ def _write_settings(stages: list[Stage]) -> None:
             write_atomic(path, text)
 
 
+def _evaluators(training: Training) -> Team:
+    """The processes that divide an evaluation; each does all of it where the weights are divided already."""
+    return ALONE if training.sharded else training.team
+
+
 def _train(
-    stage: Stage, root: Path, device: torch.device, console: Console, test: Part | None = None
+    stage: Stage, root: Path, device: torch.device, console: Console, team: Team = ALONE, test: Part | None = None
 ) -> tuple[Training, Session]:
     """Train to the last epoch. root: the folder that the user named (the stage's lies in it when it pre-trains)."""
     recipe, folder = stage.recipe, stage.folder
@@ -243,23 +237,26 @@ def _train(
         _initialise(stage.model, folder / PRETRAIN, console)
     else:
         torch.set_rng_state(stage.random)
-    log = RunLog(folder / LOG)
+    log = RunLog(folder / LOG, writes=team.first)
+    split = split_of(recipe, team)
+    held = evaluation_size(recipe, split)
 
     def say(step: int, text: str) -> None:
         console.print(escape(text), soft_wrap=True)
         log.write("notice", step, text=text)
 
-    training = start(recipe, stage.model, device, say)
+    training = start(recipe, stage.model, device, say, team)
     session = Session(
         recipe,
         folder,
         root,
         console,
         log,
-        batches_of(stage.train, recipe.data, recipe.batch_size, device, recipe.augment),
-        None if stage.validation is None else batches_of(stage.validation, recipe.data, recipe.batch_size, device),
+        batches_of(stage.train, recipe.data, recipe.batch_size, device, recipe.augment, split),
+        None if stage.validation is None else batches_of(stage.validation, recipe.data, held, device),
         classes_of(stage.train),
-        batches_of(test, recipe.data, recipe.batch_size, device) if recipe.watch_test and test is not None else None,
+        batches_of(test, recipe.data, held, device) if recipe.watch_test and test is not None else None,
+        team,
     )
     doing = "pre-training" if folder != root else "training"
     console.print(announcement(training, session.train, session.validation, doing))
@@ -267,11 +264,18 @@ def _train(
         weights, state = read_weights(checkpoint), read_state(checkpoint)
         snapshot.restore(training, weights, state, session.train.recordings, checkpoint)
         console.print(f"continuing after step {training.step} (epoch {training.epoch})")
-    remove_leftovers(folder)
+    if team.first:
+        remove_leftovers(folder)
     session.log.rewind(training.step)
     versions = {"spikeloom": spikeloom.__version__, "torch": torch.__version__, "python": platform.python_version()}
     session.log.write(
-        "start", training.step, recipe=recipe.to_json(), device=str(device), threads=torch.get_num_threads(), **versions
+        "start",
+        training.step,
+        recipe=recipe.to_json(),
+        device=str(device),
+        threads=torch.get_num_threads(),
+        processes=team.size,
+        **versions,
     )
     _epochs(training, session)
     return training, session
@@ -320,61 +324,55 @@ def _epochs(training: Training, session: Session) -> None:
     """Train all epochs that are left; log, evaluate and save after each."""
     epochs = training.recipe.epochs
     total = epochs * len(session.train)
-    with watch() as interruption, epoch_bar(session.console, total, training.step) as bar:
+    team = training.team
+    watching = watch() if team.size == 1 else watch(several=True)
+    with watching as interruption, epoch_bar(session.console, total, training.step) as bar:
         while training.epoch < epochs:
             finished = Tally()
-            for tally in train_epoch(training, session.train):
-                finished = tally
-                bar.advance(
-                    f"{training.epoch + 1}/{epochs}",
-                    tally.values(),
-                    tally.samples / max(tally.seconds, 1e-9),
-                )
-                if interruption.signal is not None and training.batch < len(session.train):
-                    _stop(training, session, interruption)
+            try:
+                for tally in train_epoch(training, session.train):
+                    finished = tally
+                    speed = tally.samples / max(tally.seconds, 1e-9)
+                    bar.advance(f"{training.epoch + 1}/{epochs}", tally.values(), speed)
+                    if _asked(interruption, team) and training.batch < len(session.train):
+                        stop(training, session, interruption)
+            except DataFaultError as error:
+                save_before(error, training, session)
+                raise
             values = _epoch_values(training, session, finished)
             session.log.write("epoch", training.step, **values)
             session.console.print(epoch_line(training.epoch, epochs, values), soft_wrap=True)
             save(training, session)
-            if interruption.signal is not None and training.epoch < epochs:
-                _stop(training, session, interruption)
+            if _asked(interruption, team) and training.epoch < epochs:
+                stop(training, session, interruption)
     if training.updates is not None:
         training.updates.release()
+    team.wait()  # what comes next may read the last checkpoint
 
 
-def _epoch_values(training: Training, session: Session, tally: Tally) -> dict[str, Any]:
+def _asked(interruption: Interruption, team: Team) -> bool:
+    """Whether a signal has come, to any process."""
+    found = interruption.signal
+    if team.size > 1:
+        found = team.largest(found or 0) or None
+        interruption.signal = found
+    return found is not None
+
+
+def _epoch_values(training: Training, session: Session, trained: Tally) -> dict[str, Any]:
     values = {
         "epoch": training.epoch,
         "lr": rate_of(training, training.step - 1, len(session.train)),
-        **tally.values(),
-        "seconds": tally.seconds,
-        "samples_per_second": tally.samples / max(tally.seconds, 1e-9),
+        **trained.values(),
+        "seconds": trained.seconds,
+        "samples_per_second": trained.samples / max(trained.seconds, 1e-9),
     }
     parts = {"validation_": session.validation, "test_": session.watched}
     with averaged(training) as model:
         for prefix, batches in parts.items():
             if batches is not None:
-                values |= evaluate(model, batches, session.recipe, training.device).values(prefix)
+                tally = evaluate(model, batches, session.recipe, training.device, _evaluators(training))
+                values |= tally.values(prefix)
     if session.recipe.select == "validation":
         training.best = better(training.best, training.epoch, values, snapshot.last_weights(training))
     return values
-
-
-def save(training: Training, session: Session) -> Path:
-    """Write a checkpoint of the training as it stands."""
-    config = model_config(network.network_of(training.model))
-    step, epoch = training.step, training.epoch
-    description = Description(session.recipe.model, config, session.recipe, step, epoch, session.classes)
-    state = snapshot.take(training, session.train.recordings)
-    return save_checkpoint(session.folder, description, snapshot.weights_of(training), state, session.train.tokenizer)
-
-
-def _stop(training: Training, session: Session, interruption: Interruption) -> None:
-    save(training, session)
-    session.log.write("interrupted", training.step, epoch=training.epoch, batch=training.batch)
-    total = training.recipe.epochs * len(session.train)
-    raise TrainingInterrupted(
-        f"Interrupted after step {training.step} of {total}; everything is saved. Continue with:\n"
-        f"  spikeloom train {shlex.quote(str(session.root))} --resume",
-        128 + (interruption.signal or 0),
-    )

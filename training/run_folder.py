@@ -6,6 +6,8 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from spikeloom.models.files import PART
+from spikeloom.training.folder_lock import LOCK
 from spikeloom.training.recipe import Recipe, differences, read_recipe
 
 RECIPE = "recipe.json"
@@ -14,7 +16,7 @@ RECIPE = "recipe.json"
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse to mix two runs in one folder."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not _contents(folder)):
         if resume:
             raise FileNotFoundError(f"There is no run at {folder} to resume. Leave out --resume to start one there.")
         return
@@ -30,10 +32,16 @@ def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         )
     begun = read_recipe(folder / RECIPE)
     # recordings may have been moved, and the run go on on another machine
-    begun = replace(begun, data=replace(begun.data, root=recipe.data.root), cuda_graph=recipe.cuda_graph)
+    data = replace(begun.data, root=recipe.data.root, workers=recipe.data.workers, unreadable=recipe.data.unreadable)
+    begun = replace(begun, data=data, cuda_graph=recipe.cuda_graph, accumulate=recipe.accumulate)
     changed = differences(begun.to_json(), recipe.to_json())
     if changed:
         raise ValueError(
             f"The run in {folder} has other settings: {'; '.join(changed)}. Resume it as it was with "
             f"`spikeloom train {shlex.quote(str(folder))} --resume`, or start another with --out."
         )
+
+
+def _contents(folder: Path) -> list[Path]:
+    """What lies in a folder, but for what a training leaves that ended before its first file."""
+    return [path for path in folder.iterdir() if path.name != LOCK and PART not in path.name]

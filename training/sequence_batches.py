@@ -24,7 +24,7 @@ class SequenceInputs:
     """Inputs `[T, B, N]` float32 of recordings, which lie on the device as they are, and what `Augment` does to them.
 
     Raises:
-        ValueError: a channel_mask as wide as the recordings.
+        ValueError: a channel_mask as wide as the recordings, or, mixed, a time_mask as long as the shortest.
     """
 
     def __init__(self, recordings: Sequences, data: Data, device: torch.device, augment: Augment) -> None:
@@ -35,6 +35,12 @@ class SequenceInputs:
             raise ValueError(
                 f"Augment.channel_mask is {augment.channel_mask}, and {data.name} has {recordings.channels} channels; "
                 "expected less."
+            )
+        shortest = int(self._lengths.min()) if data.steps is None else data.steps  # of a batch, which may be one
+        if augment.sequence_mix and augment.time_mask >= shortest:
+            raise ValueError(
+                f"Augment.time_mask is {augment.time_mask}, and a batch of {data.name} can have {shortest} steps; with "
+                "sequence_mix expected less. Lower it, or pass Data.steps for one length."
             )
         own = ("time_stretch", "channel_stretch", "channel_shift")
         masks = () if augment.sequence_mix else ("time_mask", "channel_mask")

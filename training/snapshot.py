@@ -14,6 +14,7 @@ from spikeloom.models.files import CheckpointError, load_weights
 from spikeloom.training.choice import Best
 from spikeloom.training.loop import Tally, Training, settle
 from spikeloom.training.optim import load_optimizer_state, optimizer_state
+from spikeloom.training.parallel import SHARDS, load_parts, load_whole
 
 
 def weights_of(training: Training) -> dict[str, Tensor]:
@@ -38,11 +39,12 @@ def take(training: Training, recordings: int) -> dict[str, Any]:
     """
     settle(training)
     state: dict[str, Any] = {
-        "optimizer": optimizer_state(training.optimizer),
         "progress": {"epoch": training.epoch, "batch": training.batch, "step": training.step, "recordings": recordings},
         "tally": asdict(training.tally),
         "rng": torch.get_rng_state(),
     }
+    if not training.sharded:  # else each process writes its part, with the weights' own
+        state["optimizer"] = optimizer_state(training.optimizer)
     if training.device.type == "cuda":
         state["cuda_rng"] = torch.cuda.get_rng_state(training.device)
     if training.ema is not None or training.best is not None:
@@ -77,13 +79,14 @@ def restore(
                 f"{where} was trained on {progress['recordings']} recordings, but the data set has "
                 f"{recordings} now. Restore the data (--root), or start a new run in another folder."
             )
-        load_weights(training.model, state.get("own_weights", weights), where)
+        if not _restored_parts(training, weights, state, where):
+            load_weights(training.model, state.get("own_weights", weights), where)
+            load_optimizer_state(training.optimizer, state["optimizer"])
         if training.ema is not None:
             training.ema.load(state.get("averaged", weights), int(state["ema_updates"]))
         if "best" in state:
             moved = {name: value.to(training.device) for name, value in weights.items()}
             training.best = Best(**state["best"], weights=moved)
-        load_optimizer_state(training.optimizer, state["optimizer"])
         training.epoch, training.batch, training.step = progress["epoch"], progress["batch"], progress["step"]
         training.tally = Tally(**state["tally"])
         torch.set_rng_state(state["rng"])
@@ -94,6 +97,18 @@ def restore(
             f"{where} lacks the entry {error}; expected a state of this version of spikeloom. Its "
             f"weights can start another run: --init {where}."
         ) from error
+
+
+def _restored_parts(training: Training, weights: Mapping[str, Tensor], state: Mapping[str, Any], where: Path) -> bool:
+    """Load weights and averages where they are divided, in the files or in the processes; False: in neither."""
+    step = int(state["progress"]["step"])
+    if (where / SHARDS).is_dir():
+        load_parts(str(where / SHARDS), training.model, training.optimizer, step)
+    elif training.sharded:
+        load_whole(training.model, training.optimizer, weights, state["optimizer"]["state"], step)
+    else:
+        return False
+    return True
 
 
 def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,10 +18,13 @@ from spikeloom.datasets.digit_speech import spoken_digits
 from spikeloom.datasets.dvs_gesture import DVSGesture, EventClips
 from spikeloom.datasets.google_speech import speech_commands
 from spikeloom.datasets.heidelberg import shd, ssc
+from spikeloom.datasets.human_actions import PAF, EFAction, NumberedActions
+from spikeloom.datasets.human_actions import SPLIT_RULE as ACTION_RULE
 from spikeloom.datasets.image_files import ImageFiles, class_names, read_image_folder
 from spikeloom.datasets.imagenet import read_imagenet
 from spikeloom.datasets.images import Images, cifar10, cifar100, fashion_mnist, mnist
 from spikeloom.datasets.manifolds import random_manifolds
+from spikeloom.datasets.moving_shapes import moving_shapes
 from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
 from spikeloom.datasets.sequences import Sequences
 from spikeloom.models.config import nearest
@@ -197,6 +200,10 @@ def _load_saccades(data: Data, part: str) -> PackedEvents:
     return packed.select((torch.arange(len(packed)) % 400 >= data.skip_per_class).nonzero().squeeze(1))
 
 
+def _load_shapes(data: Data, part: str) -> PackedEvents:
+    return moving_shapes(_name(part))
+
+
 def _load_nmnist(data: Data, part: str) -> PackedEvents:
     root = _root(
         data,
@@ -209,6 +216,12 @@ def _load_nmnist(data: Data, part: str) -> PackedEvents:
 def _load_cifar10_dvs(data: Data, part: str) -> StoredFrames:
     found = CIFAR10DVS(_root(data, "the ten class folders with their .aedat files."), _name(part))
     return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, SPLIT_RULE)
+
+
+def _load_actions(kind: type[NumberedActions], data: Data, part: str) -> StoredFrames:
+    root = _root(data, f"class folders 1 to {kind.classes} with the {kind.suffix} files of {kind.name}.")
+    found = kind(root, _name(part))
+    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, ACTION_RULE)
 
 
 def _load_gesture(data: Data, part: str) -> StoredFrames:
@@ -298,9 +311,12 @@ _FASHION = partial(_load_grey, fashion_mnist, "https://github.com/zalandoresearc
 
 SOURCES = {
     "saccade_mnist": Source(_load_saccades, 10, "simulated events of MNIST images, not N-MNIST"),
+    "moving_shapes": Source(_load_shapes, 4, "simulated events of moving shapes, told by the order of motions"),
     "nmnist": Source(_load_nmnist, 10, "N-MNIST recordings"),
     "cifar10_dvs": Source(_load_cifar10_dvs, 10, "CIFAR10-DVS recordings", stored=True),
     "dvs_gesture": Source(_load_gesture, 11, "DVS128 Gesture recordings", stored=True),
+    "paf": Source(partial(_load_actions, PAF), PAF.classes, "PAF action recordings", stored=True),
+    "efaction": Source(partial(_load_actions, EFAction), EFAction.classes, "E-FAction recordings", stored=True),
     "mnist": Source(_MNIST, 10, "MNIST images, direct encoding", (0.1307,), (0.3081,)),
     "fashion_mnist": Source(_FASHION, 10, "Fashion-MNIST images, direct encoding", (0.2860,), (0.3530,)),
     "cifar10": Source(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from spikeloom.datasets.image_augment import draw_boxes, erase_boxes
 from spikeloom.datasets.image_files import ImageFiles, UnreadableImageError
 from spikeloom.datasets.rand_augment import RandAugment
+from spikeloom.training.faults import guarded, refuse, tell_skipped
 from spikeloom.training.mixing import Mixing, draw_mixing, mix_by
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
@@ -38,7 +40,6 @@ _RATIOS = (3 / 4, 4 / 3)  # width / height of a random part
 _CHUNK = 16  # images that a worker makes at a time
 _GRACE = 20  # seconds that a worker lives on after SIGTERM
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOWN = 3  # files in a message
 
 
 class Chunk(NamedTuple):
@@ -50,11 +51,18 @@ class Chunk(NamedTuple):
 
 
 class Made(NamedTuple):
-    """Pixels `[b, 3, S, S]` uint8 of a chunk, and what could not be read of it."""
+    """Pixels `[b, 3, S, S]` uint8 of a chunk, and the places in it of what could not be read, with the reasons."""
 
     pixels: Tensor
-    unreadable: list[str]
+    unreadable: list[tuple[int, str]]
     last: bool
+
+
+class Shown(NamedTuple):
+    """Pixels `[B, 3, S, S]` uint8 of a part, and for each place that of the image shown there: its own, if readable."""
+
+    pixels: Tensor
+    shown: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +87,7 @@ class ChunkMaker(Dataset[Made]):
             try:
                 image = self.files.read(index)
             except UnreadableImageError as error:
-                unreadable.append(str(error))
+                unreadable.append((place, str(error)))
                 continue
             if chunk.seeds is None:
                 pixels[place] = plain(image)
@@ -123,13 +131,17 @@ def training_pixels(size: int, area: float, flip: float) -> Callable[[Any], Tens
 
 
 class Drawn(NamedTuple):
-    """The random numbers of a batch: seeds of its images, boxes to erase `[4, B]`, their noise's seed, how to mix."""
+    """The random numbers of a batch: seeds of its images, boxes to erase `[4, B]`, their noise's seed, how to mix.
+
+    noise_rows: of a part of a batch, how many images that has, and which of them these are.
+    """
 
     indices: Tensor
     seeds: Tensor
     boxes: Tensor | None
     noise: int
     mixing: Mixing | None
+    noise_rows: tuple[int, Tensor] | None
 
 
 class StreamedImages:
@@ -141,38 +153,45 @@ class StreamedImages:
         self._classes = source.num_classes
         self._maker = ChunkMaker(files, data.image_size, data.crop_area, augment.flip, rand_augment)
         self._workers = worker_count(data.workers, len(files))
+        self._skips, self.skipped = data.unreadable == "skip", 0
         self._mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self._std = torch.tensor(source.std, device=device).view(-1, 1, 1)
 
     def plain(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images of each of the parts, numbers `[B]`, as evaluation sees them."""
-        for pixels in self._stream((part, None) for part in parts):
-            yield self._normal(pixels)
+        for made in self._stream((part, None) for part in parts):
+            yield self._normal(made.pixels)
 
     def batches(
-        self, parts: Iterable[tuple[Tensor, torch.Generator]], labels: Tensor, epoch: int
+        self, parts: Iterable[tuple[Tensor, torch.Generator, Tensor | None]], labels: Tensor, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of each of the parts, changed at random by the part's generator, and their targets.
 
-        Targets are labels `[B]`, or shares `[B, classes]` where the recipe mixes. labels: of all images, on the device.
-        Parts are asked for well ahead of what is yielded.
+        A part has the numbers of images, their generator, and which of them to make (None: all), by the random numbers
+        that they have in the whole. Targets are labels `[B]`, or shares `[B, classes]` where the recipe mixes. labels:
+        of all images, on the device. Parts are asked for well ahead of what is yielded.
         """
         ahead: deque[Drawn] = deque()
 
         def plan() -> Iterator[tuple[Tensor, Tensor]]:
-            for part, generator in parts:
-                ahead.append(self._draw(part, epoch, generator))
-                yield part, ahead[-1].seeds
+            for part, generator, rows in parts:
+                ahead.append(self._draw(part, epoch, generator, rows))
+                yield ahead[-1].indices, ahead[-1].seeds
 
-        for pixels in self._stream(plan()):
-            yield self._finished(pixels, ahead.popleft(), labels)
+        for made in self._stream(plan(), self._skips):
+            drawn = ahead.popleft()
+            yield self._finished(made.pixels, drawn._replace(indices=drawn.indices[made.shown]), labels)
 
-    def _draw(self, indices: Tensor, epoch: int, generator: torch.Generator) -> Drawn:
+    def _draw(self, indices: Tensor, epoch: int, generator: torch.Generator, rows: Tensor | None) -> Drawn:
         count, size = len(indices), self._maker.size
         seeds = torch.randint(2**62, (count + 1,), generator=generator)
         boxes = draw_boxes(count, (size, size), generator, self.augment.erase) if self.augment.erase else None
         mixing = draw_mixing(self.augment, epoch, generator)
-        return Drawn(indices, seeds[:count], boxes, int(seeds[count]), mixing)
+        whole = Drawn(indices, seeds[:count], boxes, int(seeds[count]), mixing, None)
+        if rows is None:
+            return whole
+        part = whole._replace(indices=indices[rows], seeds=whole.seeds[rows], noise_rows=(count, rows))
+        return part if boxes is None else part._replace(boxes=boxes[:, rows])
 
     def _finished(self, pixels: Tensor, drawn: Drawn, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A batch from its pixels `[B, 3, S, S]` uint8 on the device."""
@@ -183,16 +202,19 @@ class StreamedImages:
             noise = None
             if self.augment.erase_mode == "pixel":
                 generator = torch.Generator(self.device).manual_seed(drawn.noise)
-                noise = torch.randn(images.shape, generator=generator, device=self.device)
+                count, rows = drawn.noise_rows or (len(images), None)
+                noise = torch.randn((count, *images.shape[1:]), generator=generator, device=self.device)
+                noise = noise if rows is None else noise[sent([rows], self.device)[0]]
             images = erase_boxes(images, boxes[0], noise)
         images, targets = mix_by(drawn.mixing, images, labels.index_select(0, indices), self._classes)
         return images.contiguous(memory_format=torch.channels_last), targets
 
-    def _stream(self, parts: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
-        """uint8 pixels of each part on the device.
+    def _stream(self, parts: Iterable[tuple[Tensor, Tensor | None]], skips: bool = False) -> Iterator[Shown]:
+        """uint8 pixels of each part on the device; skips: another image in the place of one that cannot be read.
 
         Raises:
-            ValueError: files of a part cannot be read.
+            ValueError: files of a part cannot be read, and are not to be skipped, or all of a part's.
+            WorkerDiedError: a worker process has ended.
         """
         loader = DataLoader(
             self._maker,
@@ -205,19 +227,31 @@ class StreamedImages:
             generator=torch.Generator(),  # or the loader would draw from torch's own, whose state is part of a run
         )
         pixels: list[Tensor] = []
-        unreadable: list[str] = []
+        lost: dict[int, str] = {}
         count = 0
         with _held_back():
             chunks = iter(loader)
-        for made in chunks:
+        for made in guarded(chunks, self._workers):
+            lost |= {count + place: says for place, says in made.unreadable}
             count += len(made.pixels)
-            unreadable += made.unreadable
             pixels.append(made.pixels.to(self.device, non_blocking=True))
             if made.last:
-                if unreadable:
-                    _refuse(unreadable, count)
-                yield torch.cat(pixels)
-                pixels, count = [], 0
+                whole, shown = torch.cat(pixels), torch.arange(count)
+                if lost and not (skips and len(lost) < count):
+                    refuse([*lost.values()], count)
+                if lost:
+                    shown = self._replaced(lost, count)
+                    whole = whole[shown.to(self.device)]
+                yield Shown(whole, shown)
+                pixels, lost, count = [], {}, 0
+
+    def _replaced(self, lost: dict[int, str], count: int) -> Tensor:
+        """Which image of a part of `count` to show at each place, where some cannot be read."""
+        self.skipped += len(lost)
+        tell_skipped([*lost.values()], count, self.skipped)
+        readable = [place for place in range(count) if place not in lost]
+        after = [min(bisect_left(readable, place), len(readable) - 1) for place in range(count)]
+        return torch.tensor([readable[number] for number in after])
 
     def _normal(self, pixels: Tensor) -> Tensor:
         images = pixels.to(torch.float32, memory_format=torch.channels_last)
@@ -263,12 +297,3 @@ def _ignore_signals(worker: int) -> None:
     if sys.platform != "win32":
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-
-def _refuse(unreadable: list[str], count: int) -> None:
-    shown = "; ".join(unreadable[:_SHOWN])
-    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    raise ValueError(
-        f"{len(unreadable)} of the {count} images of a batch cannot be read: {shown}{more}. Get these files again; a "
-        "run goes on with --resume. For a new run they may also be taken away."
-    )

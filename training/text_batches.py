@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from spikeloom.datasets.token_ids import CHUNK, FILE, Tokenizer, Tokens, check_t
 from spikeloom.datasets.tokenizer_folder import load_tokenizer
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Data
+from spikeloom.training.split import WHOLE, Split
 
 FIELDS = ("context", "tokenizer", "windows", "stride")
 """Fields of `Data` that are of texts alone."""
@@ -69,7 +71,8 @@ class TextBatches:
         ValueError: the text is shorter than a window, or a stride that skips tokens.
     """
 
-    def __init__(self, text: Text, data: Data, batch_size: int, device: torch.device) -> None:
+    def __init__(self, text: Text, data: Data, batch_size: int, device: torch.device, split: Split = WHOLE) -> None:
+        self.split = split
         self.text, self.data, self.batch_size, self.device = text, data, batch_size, device
         self.tokenizer = text.tokenizer
         self.stride = stride_of(data)
@@ -90,14 +93,31 @@ class TextBatches:
         """The number of batches of an epoch of training; all are whole."""
         return self.data.windows // self.batch_size
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole text for evaluation; targets that an earlier window has had are `IGNORED`."""
-        return map(self._sent, self._windows.sliding(self.stride, self.batch_size))
+    def count(self, batch: int) -> int:
+        """Windows in a batch of training."""
+        return self.batch_size
+
+    def samples(self, batch: int) -> int:
+        """Tokens in a batch of training."""
+        return self.batch_size * self.data.context
+
+    def in_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole text for evaluation; targets that an earlier window has had are `IGNORED`.
+
+        Or of every so many batches one, from `first` on.
+        """
+        return map(self._sent, islice(self._windows.sliding(self.stride, self.batch_size), first, None, step))
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The random windows of an epoch from batch `start` on."""
+        """The random windows of an epoch from batch `start` on; of a batch that is divided this process's parts."""
         for batch in range(start, len(self)):
-            yield self._sent(self._windows.random(self.batch_size, seed, epoch, batch))
+            whole = self._windows.random(self.batch_size, seed, epoch, batch)
+            if self.split.whole:
+                yield self._sent(whole)
+                continue
+            for part in self.split.own:
+                rows = self.split.rows(self.batch_size, part)
+                yield self._sent((whole[0][rows], whole[1][rows]))
 
     def _sent(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """`[B, T]` to `[T, B]`, on the device."""

@@ -93,6 +93,12 @@ def test_names_with_spaces_are_given_with_underscores(script: Script) -> None:
     assert set(options.only) < set(script("delays").makers(options, CPU, torch.float32))
 
 
+def test_every_form_can_be_picked(script: Script) -> None:
+    for name in script("_delays").FORMS:
+        given = ["forms", "--device", "cpu", "--only", name.replace(" ", "_") + ",lines"]
+        assert script("delays")._options(given).only == [name, "lines"]
+
+
 def test_targets(script: Script) -> None:
     results = {
         "spikeloom": {"eager": {"median": 4.0}, "peak_mib": 70.0},

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.training import Optim, Recipe, loop
-from spikeloom.training.device_step import DeviceStep, Say, Updates
+from spikeloom.training.device_step import DeviceStep, Say, Updates, samples_in
 from spikeloom.training.graph import Call, CaptureError
 from spikeloom.training.loop import Training, judge_of, train_epoch
 from spikeloom.training.optim import make_optimizer
+from spikeloom.training.split import WHOLE
 
 CPU = torch.device("cpu")
 OPTIM = Optim(lr=1e-2, warmup_epochs=0.5, clip_norm=0.5)
@@ -57,8 +58,16 @@ class ListedBatches:
     def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
         self.batches = batches
 
+        self.split = WHOLE
+
     def __len__(self) -> int:
         return len(self.batches)
+
+    def count(self, batch: int) -> int:
+        return len(self.batches[batch][1])
+
+    def samples(self, batch: int) -> int:
+        return samples_in(self.batches[batch][1])
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
         return self.batches[start:]

@@ -22,6 +22,7 @@ from spikeloom.models.delay_readout import delay_loss, read_out
 from spikeloom.training import Augment, Data, Loss, Optim, Recipe, Result, TrainingInterrupted, fit, get_recipe, run
 from spikeloom.training.cli import evaluate
 from spikeloom.training.data import Batches, load_train
+from spikeloom.training.delay_steps import begin_epoch, delay_schedule, make_adam
 from spikeloom.training.energy_report import report_energy
 from spikeloom.training.finite import DivergedError
 from spikeloom.training.log import RunLog
@@ -294,6 +295,25 @@ def test_the_last_epochs_can_have_whole_delays(recipe: Recipe, tmp_path: Path, m
     assert same(straight, quiet(recipe, tmp_path / "cut", resume=True))
 
 
+@pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
+def test_every_version_becomes_whole_once(version: str) -> None:
+    torch.manual_seed(0)
+    model = create_model("delays_shd_2l_1kc", in_features=6, hidden=8, max_delay=7, version=version)
+    assert isinstance(model, DelaySNN)
+    config = Optim(schedule="delays", whole_epochs=2)
+    optimizer = make_adam(model, config, capturable=False)
+    schedule = delay_schedule(config, 5, model)
+    assert begin_epoch(schedule, 3, model, optimizer, whole=True) > 0
+    for layer in model.delayed():
+        assert torch.equal(layer.P, layer.P.round())
+        assert layer.SIG is None or (layer.version == "max" and not layer.SIG.any())
+    before = [layer.P.clone() for layer in model.delayed()]
+    assert begin_epoch(replace(schedule, cycle_momentum=False), 4, model, optimizer, whole=True) == 0
+    assert all(map(torch.equal, before, (layer.P for layer in model.delayed())))
+    with pytest.raises(ValueError, match=r"whole_epochs is 2 of 1 epochs, .* never be trained"):
+        delay_schedule(config, 1, model)
+
+
 @pytest.mark.parametrize("delays", ["fixed", "none"])
 def test_the_baselines_train(recipe: Recipe, tmp_path: Path, delays: str) -> None:
     recipe = replace(recipe, model_args={**recipe.model_args, "delays": delays}, epochs=2)
@@ -319,11 +339,12 @@ def test_the_baselines_train(recipe: Recipe, tmp_path: Path, delays: str) -> Non
         (lambda r: replace(r, data=replace(r.data, speaker="theo")), "speaker changes nothing there"),
         (lambda r: replace(r, augment=Augment(flip=0.5)), "Augment.flip cannot change"),
         (lambda r: replace(r, augment=Augment(channel_mask=6)), "has 6 channels"),
+        (lambda r: replace(r, augment=Augment(time_mask=99, channel_mask=2, sequence_mix=True)), "time_mask is 99"),
         (lambda r: replace(r, model_args={"in_features": 4}), "model_args has in_features=4"),
         (lambda r: replace(r, model_args={"readout": "max"}), "model_args has readout='max'"),
         (lambda r: replace(r, data=Data("shd")), "shd_train.h5"),
     ],
-    ids=["model", "data", "loss", "schedule", "T", "speaker", "flip", "mask", "channels", "readout", "root"],
+    ids=["model", "data", "loss", "schedule", "T", "speaker", "flip", "mask", "mix", "channels", "readout", "root"],
 )
 def test_what_does_not_fit_is_refused(recipe: Recipe, tmp_path: Path, change: object, says: str) -> None:
     assert callable(change)

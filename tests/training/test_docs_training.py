@@ -64,6 +64,7 @@ def test_a_published_recipe_has_a_row_with_its_numbers(name: str) -> None:
         "char_small",
         "delays_manifolds",
         "delays_digits",
+        "spikmamba_small",
     ],
 )
 def test_a_small_recipe_has_a_row(name: str) -> None:

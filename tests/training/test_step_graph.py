@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeloom.training import Data, Loss, Recipe, Result, TrainingInterrupted, fit, run, snapshot
 from spikeloom.training.checkpoint import read_description, read_state, require_checkpoint
+from spikeloom.training.engine import Piece
 from spikeloom.training.finite import DivergedError
 from spikeloom.training.graph import Replayed, signature
 from spikeloom.training.log import RunLog
@@ -84,7 +85,7 @@ def test_a_step_reads_no_tensor(loss: Loss, shares: bool) -> None:
     step.prepare(0.1)
     step.optimizer.step = lambda: None  # type: ignore[assignment]  # the CPU's kernel reads the rate
     with _NoReading():
-        step.run(frames, targets, torch.Generator())
+        step.run([Piece(frames, targets, torch.Generator())])
     assert training.model.norm.num_batches_tracked == 1
 
 
@@ -257,7 +258,7 @@ def sent_ahead(
     def watch() -> Iterator[Stop]:
         yield Stop()
 
-    def begin(recipe: Recipe, model: nn.Module, device: torch.device, say: Any) -> Training:
+    def begin(recipe: Recipe, model: nn.Module, device: torch.device, say: Any, *_: Any) -> Training:
         return ahead(recipe, model, recorder, say)
 
     with patch.context() as inside:

@@ -18,6 +18,8 @@ from spikeloom_tests.training.pretended_graphs import ListedBatches, tensors, tr
 from torch import Tensor, nn
 
 from spikeloom.training import Optim, Recipe, fit, snapshot
+from spikeloom.training.device_step import samples_in
+from spikeloom.training.engine import Piece
 from spikeloom.training.finite import DivergedError
 from spikeloom.training.log import RunLog
 from spikeloom.training.loop import Training, settle, start, train_epoch
@@ -153,7 +155,7 @@ def test_no_step_waits_for_the_device(setting: str) -> None:
     assert training.updates is not None
     with no_waiting():
         for number, (frames, targets) in enumerate(data.batches):
-            training.updates.send(frames, targets, torch.Generator(), 5 + number, 1e-3)
+            training.updates.send([Piece(frames, targets, torch.Generator())], samples_in(targets), 5 + number, 1e-3)
             training.step += 1
             training.batch += 1
     settle(training)
