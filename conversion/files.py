@@ -48,7 +48,7 @@ def save_converted(net: ConvertedNet, folder: str | Path) -> Path:
         "settings": to_json(net.config),
         "T": net.T,
         "input_ndim": net.input_ndim,
-        "nodes": [{**dataclasses.asdict(n), "args": encode(n.args), "kwargs": encode(n.kwargs)} for n in net.nodes],
+        "nodes": [_node(n) for n in net.nodes],
         "layers": {name: _described(module) for name, module in net.layers.items()},
         "report": to_json(net.report),
     }
@@ -108,6 +108,13 @@ def load_converted(folder: str | Path) -> ConvertedNet:
     load_weights(net, weights, folder)
     net.T = T
     return net.eval()
+
+
+def _node(node: Any) -> dict[str, Any]:
+    """An operation, with the name of the file that it comes from: its folder is of the machine that converted."""
+    path, colon, rest = node.where.partition(":")
+    where = f"{Path(path).name}{colon}{rest}" if colon else node.where
+    return {**dataclasses.asdict(node), "args": encode(node.args), "kwargs": encode(node.kwargs), "where": where}
 
 
 def _described(module: nn.Module) -> dict[str, Any]:
