@@ -3,12 +3,22 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from spikeloom.training.interrupt import watch
 
 
+@pytest.fixture
+def usual() -> Iterator[None]:
+    """Python's own handler, also where the tests were started in the background, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual")
 def test_the_first_signal_is_noted_and_the_second_acts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with watch() as found:
