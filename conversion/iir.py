@@ -114,15 +114,8 @@ def prune_time(
         FloatingPointError: the loss is not finite.
     """
     _check(stages, epochs, batch_size, lr, train, held_out)
-    setting = {
-        **asdict(net.config),
-        "stages": list(stages),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "start": _digest(net),
-    }
+    how = {"stages": list(stages), "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    setting = {**asdict(net.config), **how, "start": _digest(net)}
     kept = _Folder(Path(folder), setting) if folder is not None else None
     weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
     done: list[Stage] = []
