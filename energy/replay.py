@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from spikeloom.energy.sites import Call, Site
+from spikeloom.kernels.cuda.capture import Guarded
 
 if TYPE_CHECKING:
     from spikeloom.energy.run import Run
@@ -96,7 +97,7 @@ class Replay:
         self._run.marks.of(held)  # an input like x
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with Guarded(x.device), torch.cuda.graph(graph):
                 output = self._forward(held)
         except RuntimeError as error:
             raise ValueError(

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spikeloom.kernels.cuda.capture import Guarded
+
 WARMUP = 3
 """Calls of a signature before it is captured."""
 
@@ -63,17 +65,15 @@ class CudaRecorder:
         main.wait_stream(self._stream)
 
     def record(self, call: Call) -> Call:
-        """Capture a call, and put the random generator and the stream back where that fails.
+        """Capture a call.
 
         Other threads (loaders of data) may use the device meanwhile: capture_error_mode is "thread_local".
         """
-        generator = torch.cuda.default_generators[self._device.index]
-        before = generator.clone_state()  # a failed capture leaves the generator's own state in the middle of it
-        main = torch.cuda.current_stream(self._device)
         graph, first = torch.cuda.CUDAGraph(), None
         try:
             with (
                 torch.cuda.device(self._device),
+                Guarded(self._device),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 try:
@@ -82,8 +82,6 @@ class CudaRecorder:
                     first = error  # what ends the capture raises another one, which says less
                     raise
         except (RuntimeError, ValueError) as error:
-            torch.cuda.set_stream(main)
-            generator.graphsafe_set_state(before)
             # an error that a local name holds would, by its traceback, keep this frame and the failed call's memory
             reason, first = _line(first or error), None
             raise CaptureError(reason) from error

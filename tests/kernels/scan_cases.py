@@ -89,6 +89,7 @@ def agree(found: Found, expected: Found, allowed: float) -> None:
     """Every entry within `allowed` of the tensor's largest entry, which counts as 1 at least."""
     assert found.keys() == expected.keys()
     for name, wanted in expected.items():
+        assert found[name].shape == wanted.shape, name
         gap = (found[name].detach().cpu().double() - wanted.detach().double()).abs().max().item()
         limit = allowed * max(1.0, wanted.detach().abs().max().item())
         assert gap <= limit, f"{name}: {gap:.3g} apart, {limit:.3g} allowed"

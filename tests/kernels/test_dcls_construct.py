@@ -288,21 +288,22 @@ def test_a_cuda_graph_follows_its_parameters() -> None:
     leaves = [t.requires_grad_() for t in (weight, P, SIG)]
     grad = cotangent(64, 32, 15).float().cuda()
 
-    def step() -> list[Tensor]:
-        kernel = construct(weight, P, SIG, 15, "gauss", torch.float32)
+    def step(leaves: list[Tensor]) -> list[Tensor]:
+        kernel = construct(*leaves, 15, "gauss", torch.float32)
         return [kernel, *torch.autograd.grad(kernel, leaves, grad)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step()
+        step(leaves)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step()
+        captured = step(leaves)
     with torch.no_grad():
         for leaf in leaves:
             leaf.add_(0.25)
     graph.replay()
-    for got, wanted in zip(captured, step(), strict=True):
+    others = [leaf.detach().requires_grad_() for leaf in leaves]  # of this stream, not of the capture's
+    for got, wanted in zip(captured, step(others), strict=True):
         assert torch.equal(got, wanted)

@@ -267,19 +267,21 @@ def test_a_step_on_a_gpu(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((spikegpt, "fuses"), (gates, "fuses"), (read_out, "pads"), (token_loss, "takes")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, real=real: asked.append(real(*given)) or asked[-1])
-    for serves in (True, False):
+    for serves, half in ((True, bf16), (False, bf16), (False, False)):
         if not serves:
             monkeypatch.setattr(spikegpt, "fuses", lambda *given: False)
             monkeypatch.setattr(gates, "fuses", lambda *given: False)
             monkeypatch.setattr(read_out, "pads", lambda *given: False)
-        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             logits = model(ids[:-1])
         loss = language_loss(logits, ids[1:])
         if serves:
             assert asked == [True] * 7 + [bf16, True]  # the blocks, three gates or squares in each of two, logits, loss
         found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
-    for one, other in zip(*found, strict=True):
-        assert ((one - other).norm() / other.norm()).item() < (0.2 if bf16 else 1e-3)
+    for one, other, exact in zip(*found, strict=True):
+        assert bf16 or ((one - other).norm() / other.norm()).item() < 1e-3
+        # half precision turns spikes: the fused step is as near to single precision as the modules' is
+        assert (one - exact).norm() <= 1.5 * (other - exact).norm() + 0.02 * exact.norm()
 
 
 @pytest.mark.gpu
