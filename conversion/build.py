@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from spikeloom.conversion import activations, trace
@@ -40,7 +43,21 @@ RECOMPUTED = (
 _NUMBERS = {"add": "number_add", "sub": "number_sub", "mul": "number_mul", "div": "number_div"}
 
 
-def build(ann: nn.Module) -> Graph:
+@dataclass(frozen=True)
+class Built:
+    """A network's operations, and where they are from.
+
+    trace: the calls that torch.fx recorded. calls: operation -> the last of the calls whose value it has, such as the
+        batch normalisation that was folded into a convolution; folded: such a convolution -> that normalisation.
+    """
+
+    graph: Graph
+    trace: fx.Graph
+    calls: Mapping[str, str]
+    folded: Mapping[str, str]
+
+
+def build(ann: nn.Module) -> Built:
     """The operations of an ANN in evaluation; parameters are copies.
 
     Raises:
@@ -48,10 +65,13 @@ def build(ann: nn.Module) -> Graph:
             are listed, with their lines.
     """
     builder = _Builder(ann)
-    for node in trace.trace(ann).nodes:
+    recorded = trace.trace(ann)
+    for node in recorded.nodes:
         builder.add(node)
     builder.check()
-    return Graph(builder.nodes, builder.modules)
+    names = [(node.name, builder.names.get(node.name)) for node in recorded.nodes]
+    calls = {value.name: name for name, value in names if isinstance(value, Ref)}
+    return Built(Graph(builder.used(), builder.modules), recorded, calls, builder.folded)
 
 
 class _Builder:
@@ -65,6 +85,12 @@ class _Builder:
         self.numbers: set[str] = set()  # nodes whose value is a size, not a tensor
         self.fixed: set[str] = set()  # nodes that do not depend on the input
         self.problems: list[str] = []
+        self.folded: dict[str, str] = {}
+
+    def used(self) -> list[Node]:
+        """The operations without parameters that nothing reads, being in a folded normalisation."""
+        read = {name for node in self.nodes for name in node.reads()}
+        return [n for n in self.nodes if n.name in read or not isinstance(self.modules.get(n.name), Constant)]
 
     def add(self, node: fx.Node) -> None:
         """Take over one node of the trace."""
@@ -135,23 +161,45 @@ class _Builder:
         else:
             self._refuse(node, module)
 
+    def _functional_norm(self, node: fx.Node) -> None:
+        """F.batch_norm with statistics that the model holds."""
+        given = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        held = {key: self._held(value) for key, value in given.arguments.items() if key != "input"}
+        if held["training"] or any(held[k] is not None and not isinstance(held[k], Tensor) for k in ("weight", "bias")):
+            self._refuse(node, None, "write it as a module, nn.BatchNorm2d, in evaluation")
+            return
+        self._norm(node, SimpleNamespace(**held, num_batches_tracked=None))
+
+    def _held(self, value: Any) -> Any:
+        """A tensor of the model that a node reads, or the value itself."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return value
+        found: Any = self.ann
+        for part in str(value.target).split("."):
+            found = getattr(found, part)
+        return found
+
     def _norm(self, node: fx.Node, norm: Any) -> None:
         """Fold a batch normalisation into the layer in front, if nothing else reads that one's output."""
         if norm.running_mean is None or norm.running_var is None:
-            self._refuse(node, norm, "train it with track_running_stats=True")
+            self._refuse(node, None, "train it with track_running_stats=True")
             return
         source: Any = node.args[0]
         value = self.names.get(source.name)
-        front = self.modules.get(getattr(value, "name", ""))
+        held = getattr(value, "name", "")
+        front = self.modules.get(held)
         weight, bias = affine_of(norm)
         same = [n for n in source.graph.nodes if isinstance(value, Ref) and self.names.get(n.name) == value]
         alone = all(len(n.users) == 1 for n in same)  # dropout and the like are other names of the layer's output
         if isinstance(front, WEIGHTED) and alone and len(weight) == len(front.weight):
             fold(front, weight, bias)
             self.names[node.name] = self.names[source.name]
+            self.folded[held] = str(node.target) if isinstance(node.target, str) else node.name
             front.spikeloom_norm = _seen(norm)  # type: ignore[assignment]
         else:
-            self._put(self._made(node, LAYER), node, Affine(weight, bias))
+            made = Node(node.name, LAYER, "", (self._value(source),), {}, trace.where(node))
+            self._put(made, node, Affine(weight, bias))
 
     def _call_function(self, node: fx.Node) -> None:
         target = node.target
@@ -159,6 +207,8 @@ class _Builder:
         site = activations.of_call(target, rest, node.kwargs)
         if site is not None:
             self._site(node, site)
+        elif target is F.batch_norm:
+            self._functional_norm(node)
         elif target in MAX_POOLS or getattr(target, "__name__", "") in ("boolean_dispatch", "fn"):
             self._max_pool(node, target)
         elif _does_nothing(node):

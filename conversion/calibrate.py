@@ -20,6 +20,8 @@ from spikeloom.conversion.trace import NotConvertibleError
 
 FEWEST = 16
 """Calibration batches below which local threshold balancing has not settled."""
+FEWEST_IMAGES = 16
+"""Calibration images below which any threshold is coarse."""
 _FAR, _WIDE = 1.0, 2.0
 
 
@@ -75,8 +77,9 @@ class Calibration:
             node.name: rule_for(graph.modules[node.name], self.axes[node.name], choices)
             for node in self._checked(graph)
         }
-        self.batches = 0
+        self.batches = self.images = 0
         self.ndims: dict[str, int] = {}
+        self.seen = dict.fromkeys(self.rules, 0)  # activations behind every threshold
         self.normed = next((n for n in graph.nodes if _expected(graph, n) is not None), None)
         self.moments: list[Tensor] = []
 
@@ -93,15 +96,28 @@ class Calibration:
 
     @torch.no_grad()
     def add(self, images: Tensor) -> None:
-        """Run one batch."""
+        """Run one batch.
+
+        Raises:
+            ValueError: an operation gives NaN or infinity.
+        """
         self.graph.run(images, self._apply)
         self.batches += 1
+        self.images += len(images)
 
     def _apply(self, node: Node, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
         if node.kind == SITE:
-            self.ndims[node.name] = args[0].ndim
-            return self.rules[node.name].observe(args[0])
+            x = args[0]
+            self.ndims[node.name] = x.ndim
+            self.seen[node.name] += x.numel() // (x.shape[self.axes[node.name]] if self.choices.channel_wise else 1)
+            return self.rules[node.name].observe(x)
         result = self.graph.apply(node, args, kwargs)
+        if isinstance(result, Tensor) and result.is_floating_point() and not bool(result.isfinite().all()):
+            raise ValueError(
+                f"the ANN gives NaN or infinity on calibration images: {node.name} ({node.where}) is the first "
+                f"operation that does, in batch {self.batches + 1}. Neurons would make silence of it. Look at its "
+                "parameters and at the range of the images."
+            )
         if self.normed is not None and node.name == self.normed.name:
             self.moments.append(_moments(result))
         return result
@@ -121,7 +137,7 @@ class Calibration:
         Raises:
             ValueError: no batch.
         """
-        learns = [rule for rule in self.rules.values() if not isinstance(rule, KnownRule)]
+        learns = self.learns()
         if not self.batches and (learns or self.choices.correct != "none"):
             raise ValueError(
                 "the calibration set is empty; pass a loader with a few hundred images, such as "
@@ -134,7 +150,43 @@ class Calibration:
                 UserWarning,
                 stacklevel=3,
             )
+        if learns and 0 < self.images < FEWEST_IMAGES:
+            warnings.warn(
+                f"the thresholds are from {self._counted()}; another few images would give others. {self._coarse()}"
+                "Pass a few hundred of the training set.",
+                UserWarning,
+                stacklevel=3,
+            )
         self._check_range()
+
+    def learns(self) -> bool:
+        """Whether any threshold is from the calibration set."""
+        return any(not isinstance(rule, KnownRule) for rule in self.rules.values())
+
+    def notes(self) -> tuple[str, ...]:
+        """What the report says of the calibration set."""
+        if not self.learns():
+            return ("thresholds are those of the trained activations",)
+        few = f"; fewer than {FEWEST_IMAGES}, coarse" if self.images < FEWEST_IMAGES else ""
+        coarse = self._coarse().strip()
+        return (f"thresholds are from {self._counted()}{few}", *([coarse] if coarse else []))
+
+    def _counted(self) -> str:
+        plural = ("" if self.images == 1 else "s", "" if self.batches == 1 else "es")
+        return f"{self.images} calibration image{plural[0]} in {self.batches} batch{plural[1]}"
+
+    def _coarse(self) -> str:
+        """Figures on the percentile with the fewest values, if it leaves out fewer than one."""
+        if self.choices.rule != "percentile":
+            return ""
+        name, fewest = min(self.seen.items(), key=lambda item: item[1])
+        left_out = fewest * (1 - self.choices.percentile / 100)
+        if left_out >= 1:
+            return ""
+        return (
+            f"{self.choices.percentile:g} % of {fewest} values, as at {name}, leaves out {left_out:.2g} of them: there "
+            "the percentile is about the maximum. "
+        )
 
     def _check_range(self) -> None:
         if self.normed is None or not self.moments:

@@ -78,6 +78,12 @@ class Settings:
         """Steps until the answer is there: T, and rho more with an offset."""
         return self.T + (self.rho if self.offset != "none" else 0)
 
+    @property
+    def fixed_steps(self) -> bool:
+        """Whether thresholds, currents or corrections were made for T, and do not fit another number of steps."""
+        per_step = self.half_step == "per_step" and self.initial > 0
+        return self.rule == "mse" or self.correct != "none" or per_step
+
 
 _PER_STEP: dict[str, Any] = {"rule": "mse", "channel_wise": False, "half_step": "per_step"}
 METHODS: Mapping[str, Mapping[str, Any]] = {

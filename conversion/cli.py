@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -26,15 +27,16 @@ class ConvertOptions:
     """Convert a trained ReLU network to a spiking one, and print what was done to every layer."""
 
     model: tyro.conf.Positional[str]
-    """A torchvision model, such as resnet18, or FILE.py:FUNCTION, which returns the network."""
+    """A torchvision model, such as resnet18, one of timm, such as timm/resnet18, or FILE.py:FUNCTION, which returns the
+    network."""
     images: Path
     """Calibration images, prepared as for training: a .pt or .safetensors file with a tensor [N, C, H, W] (of several,
     the one named images)."""
     weights: Path | None = None
     """The network's trained parameters, a state dict in a .pt, .pth or .safetensors file; None: those it is built with,
-    random ones for torchvision."""
+    random ones for torchvision and timm."""
     classes: int | None = None
-    """Classes of a torchvision model; None: its own number."""
+    """Classes of a model of torchvision or timm; None: its own number."""
     out: Path | None = None
     """Folder to write the converted network into."""
     method: str = "ltb"
@@ -90,26 +92,46 @@ def network(name: str, classes: int | None) -> nn.Module:
         ValueError: there is none.
     """
     path, _, function = name.partition(":")
+    chosen: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if path.endswith(".py"):
-        spec = importlib.util.spec_from_file_location("spikeloom_convert_model", path)
-        if not function or not Path(path).is_file() or spec is None or spec.loader is None:
-            raise ValueError(f"{name}: expected FILE.py:FUNCTION, an existing file and a function in it.")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        made = getattr(module, function, None)
-        if made is None:
-            raise ValueError(f"{path} has no function {function!r}.")
-        found = made()
+        found = _of_file(path, function)
+    elif name.startswith("timm/"):
+        found = _of_timm(name.removeprefix("timm/"), chosen)
     else:
         import torchvision
 
         if name not in torchvision.models.list_models():
-            raise ValueError(f"torchvision has no model {name!r}; `FILE.py:FUNCTION` takes one of your own.")
-        chosen: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+            raise ValueError(
+                f"torchvision has no model {name!r}; timm/NAME takes one of timm, FILE.py:FUNCTION one of your own."
+            )
         found = torchvision.models.get_model(name, weights=None, **chosen)
     if not isinstance(found, nn.Module):
         raise ValueError(f"{name} gives {type(found).__name__}; expected a torch.nn.Module.")
     return found.eval()
+
+
+def _of_file(path: str, function: str) -> Any:
+    """What a function of a Python file returns."""
+    spec = importlib.util.spec_from_file_location("spikeloom_convert_model", path)
+    if not function or not Path(path).is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"{path}: expected FILE.py:FUNCTION, an existing file and a function in it.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = getattr(module, function, None)
+    if made is None:
+        raise ValueError(f"{path} has no function {function!r}.")
+    return made()
+
+
+def _of_timm(name: str, chosen: dict[str, Any]) -> Any:
+    """A model of timm with random parameters; nothing is downloaded."""
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"timm/{name} needs timm, which is not installed: pip install timm.") from error
+    if name not in timm.list_models():
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}; timm.list_models() lists them.")
+    return timm.create_model(name, pretrained=False, **chosen)
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:

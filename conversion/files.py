@@ -106,7 +106,7 @@ def load_converted(folder: str | Path) -> ConvertedNet:
     if len(types) == 1:
         net.to(types.pop())
     load_weights(net, weights, folder)
-    net.T = T
+    net._steps = T  # without the warning of a change
     return net.eval()
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikeloom.conversion.build import build
+from spikeloom.conversion.build import Built, build
 from spikeloom.conversion.calibrate import Calibration, images_of
 from spikeloom.conversion.choices import Settings, settings
 from spikeloom.conversion.correct import absorb, correct
+from spikeloom.conversion.faithful import check_faithful, check_parameters
 from spikeloom.conversion.graph import LAYER, Graph
 from spikeloom.conversion.lockstep import Pair
 from spikeloom.conversion.max_pool import CountMaxPool
@@ -19,12 +21,10 @@ from spikeloom.conversion.network import ConvertedNet
 from spikeloom.conversion.offset import OffsetIF
 from spikeloom.conversion.pools import place_pools
 from spikeloom.conversion.rate_if import RateIF
-from spikeloom.conversion.report import Report, make_report
+from spikeloom.conversion.report import make_report, unmeasured
 from spikeloom.conversion.scales import fold_scales
-from spikeloom.conversion.trace import NotConvertibleError, evaluating
 
 _CHECKED = 2  # images
-_CLOSE = 1e-3
 _FITTED = 1024
 
 
@@ -37,7 +37,8 @@ def convert(
         ann: a network of images `[B, ...]` -> logits `[B, K]`, with ReLU or another activation that converts at every
             call site; evaluated in evaluation mode.
         calibration_loader: batches of images, prepared as in training, or tuples that start with them; a few hundred
-            in 16 batches or more. None: only for networks that bring their thresholds (QCFS).
+            in 16 batches or more. None: only for networks that bring their thresholds (QCFS); then nothing is compared
+            with the ANN, and the report says so.
         method: "ltb", "max", "channel_max", "percentile", "channel_percentile", "mse", "qcfs", "light", "advanced",
             "weights", "cos", "srp"; each is a set of `Settings`.
         overrides: fields of `Settings` to replace, such as `T=32` or `max_pool="before"`.
@@ -47,60 +48,47 @@ def convert(
 
     Raises:
         NotConvertibleError: the model is spiking already, cannot be traced, or has operations that do not convert.
-        ValueError: no such method or setting, an empty calibration set, batches of another form.
+        ValueError: no such method or setting, an empty calibration set, batches of another form; parameters, images or
+            activations that are NaN or infinite.
     """
     choices = settings(method, **overrides)
-    graph, counted = place_pools(build(ann), choices.max_pool)
+    built = build(ann)
+    check_parameters(built.graph)
+    plain = replace(built, graph=Graph(list(built.graph.nodes), dict(built.graph.modules)))
+    graph, counted = place_pools(built.graph, choices.max_pool)
     calibration = Calibration(graph, choices)
     like = next(ann.parameters(), torch.zeros(()))
-    kept = _calibrate(ann, calibration, calibration_loader, like)
+    kept = _calibrate(ann, plain, calibration, calibration_loader, like)
     calibration.check()
     thresholds = {name: theta.to(like) for name, theta in calibration.thresholds().items()}
     steps = max(choices.T, choices.rho) if choices.offset != "none" else choices.T
     neurons = {name: _neuron(calibration.shaped(name, theta), choices) for name, theta in thresholds.items()}
     pair = Pair(graph, neurons, calibration.axes, counted, choices.T, steps)
-    report = Report()
     if kept:
         correct(pair, torch.cat(kept) if choices.correct == "weights" else kept[0], choices)
-        report = make_report(pair, kept[-1][: max(1, len(kept[-1]) // steps)])
+        report = make_report(pair, kept[-1], calibration.notes(), calibration.images if calibration.learns() else 0)
+    else:
+        report = unmeasured(pair, calibration.notes())
     ndim = kept[0].ndim if kept else _input_ndim(graph)
     net = ConvertedNet(_assemble(pair, thresholds, calibration.ndims, choices), choices, ndim, report)
     return net.to(like.device).eval()
 
 
-def _calibrate(ann: nn.Module, calibration: Calibration, loader: Iterable[Any] | None, like: Tensor) -> list[Tensor]:
+def _calibrate(
+    ann: nn.Module, built: Built, calibration: Calibration, loader: Iterable[Any] | None, like: Tensor
+) -> list[Tensor]:
     """Run the calibration set; returns the first and last batch, or all up to 1024 images to fit weights on."""
     kept: list[Tensor] = []
     every = calibration.choices.correct == "weights"
     for batch in () if loader is None else images_of(loader, like):
         if not kept:
-            _check_faithful(ann, calibration.graph, batch[:_CHECKED])
+            check_faithful(ann, built, batch[:_CHECKED])
         calibration.add(batch)
         if not every:
             kept = [*kept[:1], batch]
         elif sum(map(len, kept)) < _FITTED:
             kept.append(batch)
     return kept
-
-
-@torch.no_grad()
-def _check_faithful(ann: nn.Module, graph: Graph, images: Tensor) -> None:
-    """Raise unless the operations compute what the model computes, each sample by itself."""
-    with evaluating(ann):
-        expected = ann(images)
-    found = graph.run(torch.cat([images, images]))
-    logits = isinstance(found, Tensor) and isinstance(expected, Tensor) and found.ndim == 2
-    if not logits or len(expected) != len(images) or len(found) != 2 * len(images):
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise NotConvertibleError(f"the model returns {shape} for {2 * len(images)} images; expected logits [B, K].")
-    apart = (found - torch.cat([expected, expected])).abs().max().item()
-    scale = expected.abs().max().item()
-    if not apart <= _CLOSE * scale + 1e-12:
-        raise NotConvertibleError(
-            f"the traced operations do not compute what {type(ann).__name__} computes: logits of size {scale:.3g} "
-            f"differ by {apart:.3g}. An in-place ReLU whose input is read again (write inplace=False), an operation "
-            "over the batch axis, or a branch on the batch's size do this."
-        )
 
 
 def _neuron(theta: Tensor, choices: Settings) -> nn.Module:

@@ -6,12 +6,18 @@
 
 The answer is the mean (or the sum) of the last layer's outputs; no neuron stands there. A call starts from rest; a
 `spikeloom.Stream` carries the membranes from call to call.
+
+A comparison with NaN is false, so neurons would answer NaN with silence. Samples with NaN or infinity in their input
+get logits of NaN instead, without waiting for the device: 0 * x is added up and added to the logits. In a Stream that
+holds for the chunk in which it stands; under what watches operators (the energy counter) it is left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikeloom.conversion.choices import Settings
@@ -28,7 +34,8 @@ class ConvertedNet(nn.Module):
     Attributes:
         layers: the modules, under the names of their calls in the ANN.
         config: the choices that it was converted with.
-        T: time steps of an image; may be changed at any time, unless thresholds or corrections were made for one T.
+        T: time steps of an image; may be changed at any time, but a change warns where thresholds, currents or
+            corrections were made for one T (mse, light, advanced, weights): convert again.
         report: thresholds, rates and errors of every layer.
         input_ndim: axes of a batch of images, 4 for `[B, C, H, W]`.
     """
@@ -38,10 +45,28 @@ class ConvertedNet(nn.Module):
         used = {node.name for node in graph.nodes}
         self.layers = nn.ModuleDict({name: module for name, module in graph.modules.items() if name in used})
         self.nodes = graph.nodes
-        self.config, self.T, self.input_ndim = config, config.T, input_ndim
+        self.config, self.input_ndim = config, input_ndim
+        self._steps = config.T
         self.report = Report() if report is None else report
         self._schedule = list(graph.schedule())
         self._stepwise, self._constants = graph.stepwise(), graph.constants()
+
+    @property
+    def T(self) -> int:  # noqa: N802 - the name of the field
+        """Time steps of an image."""
+        return self._steps
+
+    @T.setter
+    def T(self, steps: int) -> None:  # noqa: N802
+        if self.config.fixed_steps and steps != self.config.T:
+            warnings.warn(
+                f"net.T is set to {steps}, but the thresholds and corrections of method {self.config.method!r} were "
+                f"made for T = {self.config.T}. Convert again with T={steps}, or use 'ltb', 'channel_max' or 'qcfs', "
+                "which hold for every T.",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._steps = steps
 
     @property
     def latency(self) -> int:
@@ -65,12 +90,26 @@ class ConvertedNet(nn.Module):
                 f"ConvertedNet got {steps!r} time steps (net.T for images, the first axis of frames; x is "
                 f"{list(x.shape)}); expected a whole number >= 1."
             )
+        watched = dispatched() and not torch.compiler.is_compiling()
         if x.ndim > self.input_ndim:
-            return self._run(x.flatten(0, 1), len(x), x.shape[1], False)
-        steps = max(self.T, self.config.rho) if self.config.offset != "none" else self.T
-        if dispatched():  # those who watch operators see the work of every step
-            return self._run(x.expand(steps, *x.shape).flatten(0, 1), steps, len(x), False)[: self.T]
-        return self._run(x, steps, len(x), True)[: self.T]
+            logits = self._run(x.flatten(0, 1), len(x), x.shape[1], False)
+        else:
+            steps = max(self.T, self.config.rho) if self.config.offset != "none" else self.T
+            if dispatched():  # those who watch operators see the work of every step
+                logits = self._run(x.expand(steps, *x.shape).flatten(0, 1), steps, len(x), False)[: self.T]
+            else:
+                logits = self._run(x, steps, len(x), True)[: self.T]
+        if watched:
+            return logits
+        return logits + self._mark(x).to(logits.dtype).view(-1, logits.shape[1], *[1] * (logits.ndim - 2))
+
+    def _mark(self, x: Tensor) -> Tensor:
+        """0, or NaN for samples with NaN or infinity, from that step on, `[T, B]` or `[1, B]`."""
+        zeros = x.detach() * 0
+        if x.ndim == self.input_ndim:
+            return zeros.flatten(1).sum(1)
+        found = zeros.flatten(2).sum(2)
+        return found.cumsum(0) if self.config.offset == "none" else found.sum(0, keepdim=True)
 
     def _run(self, x: Tensor, T: int, B: int, still: bool) -> Tensor:
         """Run all operations; `still`: what stands in front of the neurons runs once, for all steps."""

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikeloom.conversion.lockstep import Pair, Site, lockstep
 
+_UNKNOWN = float("nan")
+_RUNS = 512  # images times steps that rates and errors are taken from, if one batch of them fits
+_IMAGES = 16
+NOT_COMPARED = (
+    "not compared with the ANN: no images were given. Clipping, rates, errors and the trace itself are unchecked; pass "
+    "batches, convert(ann, batches, ...), or call compare(ann, net, batches)"
+)
+
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of neurons.
+    """One layer of neurons; NaN (and 0 neurons) where no images were given.
 
     name, where: the call of its activation. neurons: per sample. threshold: mean over the channels, with the smallest
     and largest. clipped: share of the ANN's activations above their threshold. rate: spikes per neuron and step. error:
-    mean |threshold * mean spikes - activation|; relative: that over the mean activation.
+    mean |threshold * mean spikes - activation|; relative: that over the mean activation. activation: of the ANN, mean.
+    charge: mean charge that a neuron needs for its first spike, threshold less initial membrane.
     """
 
     name: str
@@ -29,20 +41,24 @@ class LayerReport:
     rate: float
     error: float
     relative: float
+    activation: float = _UNKNOWN
+    charge: float = _UNKNOWN
 
 
 @dataclass(frozen=True)
 class Report:
     """The layers in order, and T steps on `images` images of the calibration set, on which rates and errors are from.
 
-    agreement: share of those images for which ANN and SNN take the same decision. notes: what to beware of.
+    agreement: share of those images for which ANN and SNN take the same decision. notes: what to beware of. calibrated:
+    images that the thresholds are from, 0 if they were known.
     """
 
     layers: tuple[LayerReport, ...] = ()
     T: int = 0
     images: int = 0
-    agreement: float = float("nan")
+    agreement: float = _UNKNOWN
     notes: tuple[str, ...] = ()
+    calibrated: int = 0
 
     def __str__(self) -> str:
         head = f"{'layer':<28}{'neurons':>9}{'threshold':>11}{'smallest':>10}{'largest':>10}"
@@ -50,25 +66,58 @@ class Report:
         for y in self.layers:
             name = y.name if len(y.name) < 28 else f"...{y.name[-24:]}"
             lines.append(
-                f"{name:<28}{y.neurons:>9}{y.threshold:>11.4g}{y.smallest:>10.3g}{y.largest:>10.3g}"
-                f"{100 * y.clipped:>8.2f}%{100 * y.rate:>7.1f}%{y.error:>10.3g}{100 * y.relative:>9.1f}%"
+                f"{name:<28}{y.neurons or '-':>9}{y.threshold:>11.4g}{y.smallest:>10.3g}{y.largest:>10.3g}"
+                f"{_percent(y.clipped, 2):>9}{_percent(y.rate, 1):>8}"
+                f"{'-' if math.isnan(y.error) else f'{y.error:.3g}':>10}{_percent(y.relative, 1):>10}"
             )
         if self.images:
+            plural = "" if self.images == 1 else "s"
             lines.append(
-                f"{len(self.layers)} layers; rates and errors of {self.images} calibration images in {self.T} steps, "
-                f"same decision for {100 * self.agreement:.0f} %"
+                f"{len(self.layers)} layers; rates and errors of {self.images} calibration image{plural} in {self.T} "
+                f"steps, same decision for {100 * self.agreement:.0f} % (one image is {100 / self.images:.3g} points)"
             )
         return "\n".join([*lines, *self.notes])
 
 
+def _percent(share: float, digits: int) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
+def unmeasured(pair: Pair, notes: Iterable[str] = ()) -> Report:
+    """Thresholds alone: there were no images."""
+    rows = []
+    for node in pair.graph.sites():
+        theta = pair.theta(node.name, torch.zeros(()))
+        levels = [theta.mean().item(), theta.min().item(), theta.max().item()]
+        rows.append(LayerReport(node.name, node.where, 0, *levels, *[_UNKNOWN] * 4))
+    return Report(tuple(rows), pair.T, notes=(*notes, NOT_COMPARED))
+
+
+def make_report(pair: Pair, images: Tensor, notes: Iterable[str] = (), calibrated: int = 0) -> Report:
+    """Run ANN and neurons side by side on images `[B, ...]`: up to 16, as many at a time as fit into one batch."""
+    chunk = max(1, len(images) // pair.steps)
+    chosen = images[: max(chunk, min(_IMAGES, _RUNS // pair.steps))]
+    parts = [(len(part), *_compared(pair, part)) for part in chosen.split(chunk)]
+    shares = [size / len(chosen) for size, *_ in parts]
+    agreement = sum(share * same for share, (_, _, same) in zip(shares, parts, strict=True))
+    rows = []
+    for layers in zip(*(found for _, found, _ in parts), strict=True):
+        means = {
+            key: sum(share * getattr(y, key) for share, y in zip(shares, layers, strict=True))
+            for key in ("clipped", "rate", "error", "activation")
+        }
+        rows.append(replace(layers[0], **means, relative=means["error"] / max(means["activation"], 1e-12)))
+    return Report(tuple(rows), pair.T, len(chosen), agreement, tuple(notes), calibrated)
+
+
 @torch.no_grad()
-def make_report(pair: Pair, images: Tensor, notes: tuple[str, ...] = ()) -> Report:
-    """Run ANN and neurons side by side on images `[B, ...]`."""
+def _compared(pair: Pair, images: Tensor) -> tuple[list[LayerReport], float]:
+    """The layers, and the share of equal decisions, on one chunk."""
     layers: list[LayerReport] = []
 
     def visit(site: Site) -> None:
         theta = pair.theta(site.node.name, site.ann)
-        error = (site.mean - site.ann).abs().mean().item()
+        neuron: Any = pair.neurons[site.node.name]
         layers.append(
             LayerReport(
                 site.node.name,
@@ -79,11 +128,13 @@ def make_report(pair: Pair, images: Tensor, notes: tuple[str, ...] = ()) -> Repo
                 theta.max().item(),
                 (site.ann > theta).float().mean().item(),
                 site.spikes[: pair.T].mean().item(),
-                error,
-                error / max(site.ann.mean().item(), 1e-12),
+                (site.mean - site.ann).abs().mean().item(),
+                _UNKNOWN,
+                site.ann.mean().item(),
+                (theta - torch.as_tensor(getattr(neuron, "v_init", 0.5 * theta))).mean().item(),
             )
         )
 
     ann, snn = lockstep(pair, images, visit)
     same = (ann.flatten(1).argmax(1) == snn.mean(0).flatten(1).argmax(1)).float().mean().item()
-    return Report(tuple(layers), pair.T, len(images), same, notes)
+    return layers, same

@@ -116,7 +116,7 @@ class _Folder:
             self.pass_on(node, unit)
         elif (gone := _spatial_mean(node, unit)) is not None:
             self.pass_on(node, replace(unit, ndim=unit.ndim - gone))
-        elif _is_flatten(node) and unit.axis == 1:
+        elif is_flatten(node) and unit.axis == 1:
             self.pass_on(node, Unit(unit.factor, 1, True, 2))
         elif node.target in _MOVES and unit.factor.ndim == 0 and not _fills(node):
             self.pass_on(node, unit)
@@ -199,7 +199,7 @@ def _dim(node: Node) -> Any:
     return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
 
 
-def _is_flatten(node: Node) -> bool:
+def is_flatten(node: Node) -> bool:
     """flatten(x, 1), or a view to [size of the batch, -1]."""
     rest = node.args[1:]
     if node.target == "flatten":

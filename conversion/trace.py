@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from spikeloom.conversion.activations import TRAINED
 from spikeloom.neurons import Neuron
+
+_QUESTIONS: tuple[Any, ...] = (
+    *(getattr, str, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    *(operator.getitem, operator.mod, "size", "dim"),
+)
+"""What asserts ask, and nothing else needs: without side effects."""
 
 
 class NotConvertibleError(ValueError):
@@ -55,7 +63,7 @@ def trace(ann: nn.Module) -> fx.Graph:
         )
     try:
         with evaluating(ann):
-            return _positional(_Tracer().trace(ann))
+            return _without_asserts(_positional(_Tracer().trace(ann)))
     except Exception as error:
         raise NotConvertibleError(_says(ann, error)) from error
 
@@ -67,6 +75,14 @@ def _positional(graph: fx.Graph) -> fx.Graph:
             kwargs = dict(node.kwargs)
             node.args = (kwargs.pop("input"),)
             node.kwargs = kwargs
+    return graph
+
+
+def _without_asserts(graph: fx.Graph) -> fx.Graph:
+    """Without calls of torch._assert, and what was asked for them alone."""
+    for node in reversed(graph.nodes):
+        if node.target is torch._assert or (not node.users and node.target in _QUESTIONS):
+            graph.erase_node(node)
     return graph
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from spikeloom.cli import main
@@ -32,6 +34,36 @@ def test_a_file_and_a_checkpoint_become_a_folder(tmp_path: Path, capsys: pytest.
     net = load_converted(tmp_path / "snn")
     with torch.no_grad():
         torch.testing.assert_close(net(images).mean(0), ann(images), rtol=0, atol=0.05)
+
+
+def test_a_torchvision_checkpoint_of_a_local_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    ann = torchvision.models.squeezenet1_1(weights=None, num_classes=7).eval()
+    torch.save(ann.state_dict(), tmp_path / "net.pth")
+    images = torch.randn(16, 3, 33, 33)
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    line = ["convert", "squeezenet1_1", "--classes", "7", "--images", f"{tmp_path}/images.safetensors", "--T", "8"]
+    settings = ["--method", "channel_max", "--out", f"{tmp_path}/snn"]
+    assert main([*line, *settings, "--weights", f"{tmp_path}/net.pth"]) == 0
+    assert "thresholds are from 16 calibration images in 1 batch" in capsys.readouterr().out
+    net = load_converted(tmp_path / "snn")
+    for name, layer in ann.named_modules():
+        if name == "features.0":  # nothing is folded into the first one
+            assert torch.equal(dict(net.layers.items())["features_0"].weight, layer.weight)
+    net.T = 512
+    with torch.no_grad():
+        expected = ann(images[:2])
+        assert (net(images[:2]).mean(0) - expected).abs().max() < 0.1 * expected.abs().max()
+    assert main([*line[:1], "resnet18", *line[4:], "--weights", f"{tmp_path}/net.pth"]) == 1
+    assert "does not belong to this network" in capsys.readouterr().err
+
+
+def test_timm_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("timm") is not None:
+        pytest.skip("timm is installed")
+    assert main(["convert", "timm/resnet18", "--images", f"{tmp_path}/images.pt"]) == 1
+    assert "pip install timm" in capsys.readouterr().err
 
 
 def test_mistakes_explain_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from spikeloom import energy
 from spikeloom.cli import main
 from spikeloom.conversion import QCFS, EarlyExit, NotConvertibleError, convert, load_converted, save_converted
 
+pytestmark = pytest.mark.filterwarnings("ignore:the thresholds are from:UserWarning")  # few images do here
+
 
 class Net(nn.Module):
     """A forward and its modules."""

@@ -13,6 +13,7 @@ from spikeloom.conversion import NotConvertibleError, convert
 from spikeloom.energy import count
 
 torchvision = pytest.importorskip("torchvision")
+pytestmark = pytest.mark.filterwarnings("ignore:the thresholds are from:UserWarning")  # few images do here
 
 CONVERT = {
     "alexnet": 64,

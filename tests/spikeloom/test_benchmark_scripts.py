@@ -1,7 +1,8 @@
-"""benchmarks/models.py, attention.py and epoch.py: their options, and races on the CPU with small stand-ins."""
+"""benchmarks/models.py, attention.py, epoch.py and conversion.py: their options, and small runs on the CPU."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -49,6 +50,8 @@ Script = Callable[[str], ModuleType]
             "expected some of spikeloom,spikingjelly on cpu",
         ),
         ("attention", ["--dtypes", "float16"], "--dtypes has float16"),
+        ("conversion", ["--root", ".", "--methods", "qcfs,best"], "--methods has best; expected some of advanced,"),
+        ("conversion", ["--root", ".", "--steps", "4,many"], "--steps is '4,many'; expected whole numbers"),
     ],
 )
 def test_options_that_are_refused(
@@ -139,3 +142,43 @@ def test_a_peer_is_trained_with_contiguous_weights(script: Script, monkeypatch: 
     ours = epoch.begun(recipe, nn.Conv2d(4, 4, 3), CPU).model.weight
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert not ours.is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:the calibration data is not in the range:UserWarning")
+def test_conversion_of_a_narrow_network(script: Script, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, N in (("data_batch_1", 80), ("test_batch", 20)):
+        records = torch.randint(0, 256, (N, 3073), generator=generator)
+        records[:, 0] = torch.arange(N) % 2
+        records[:, 1:] //= 1 + records[:, :1]  # the second class is darker
+        (tmp_path / f"{name}.bin").write_bytes(records.to(torch.uint8).numpy().tobytes())
+    given = (
+        f"--root {tmp_path} --allow-partial --device cpu --epochs 1 --quantised-epochs 1 --tuned-epochs 1 --steps 4,16"
+    )
+    given += " --held-out 20 --calibration 16 --batch 16 --width 2 --rho 2 --variants 2 --budget 0"
+    given += f" --methods max,qcfs,qcfs_srp --out {tmp_path}/found.json"
+    script("conversion").main(given.split())
+    run = json.loads((tmp_path / "found.json").read_text())["runs"][0]
+    assert run["data"]["says"][0].startswith("CIFAR-10 train: 80 images, partial")
+    names = [(row["network"], row["method"], row["rho"]) for row in run["rows"]]
+    assert names == [("relu", "max", 0), ("qcfs 2", "qcfs", 0), ("qcfs 2", "qcfs + srp", 2)]
+    assert all(len(row["test"]) == 16 and "failure" not in row for row in run["rows"])
+    assert run["best"]["by_latency"]["4"]["T"] + run["best"]["by_latency"]["4"]["rho"] == 4
+    assert all(len(found["choices"]) == 4 for found in run["early_exit"])
+    assert [found["T"] for found in run["energy"]] == [4, 16]
+    assert run["tuned"]["T"] == 4
+    assert run["targets"][0]["what"] == "points lost at T = 16"
+    assert run["targets"][0]["value"] == run["networks"]["relu"]["test"] - run["best"]["by_latency"]["16"]["test"]
+
+
+def test_quantised_activation_in_training_is_qcfs(script: Script) -> None:
+    nets = script("_conversion_nets")
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    found = []
+    for kind in (nets.QCFS, nets.QuickQCFS):
+        layer, leaf = kind(4, 1.5).double().train(), x.clone().requires_grad_()
+        y = layer(leaf)
+        (y * x).sum().backward()
+        found.append((y.detach(), leaf.grad, layer.thresh.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)

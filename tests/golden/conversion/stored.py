@@ -78,5 +78,6 @@ def few_batches() -> Iterator[None]:
     """The files have few calibration batches, of which `convert` warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "local threshold balancing saw", UserWarning)
+        warnings.filterwarnings("ignore", "the thresholds are from", UserWarning)
         warnings.filterwarnings("ignore", "the calibration data is not in the range", UserWarning)
         yield
