@@ -81,6 +81,7 @@ from spikeloom.datasets.recording_files import EventFolder, RecordingFiles
 from spikeloom.datasets.saccades import SaccadeConfig, render_saccades
 from spikeloom.datasets.sequences import Sequences
 from spikeloom.datasets.spike_bins import bin_spikes
+from spikeloom.datasets.store_parts import StorePart, open_parts, split_parts
 from spikeloom.datasets.store_writer import Packing, pack_store
 from spikeloom.datasets.text import read_text, read_tokens, split_tokens
 from spikeloom.datasets.text_windows import IGNORED, TextWindows
@@ -119,6 +120,7 @@ __all__ = [
     "RecordingFiles",
     "SaccadeConfig",
     "Sequences",
+    "StorePart",
     "TextWindows",
     "Tokenizer",
     "TonicDataset",
@@ -153,6 +155,7 @@ __all__ = [
     "mnist",
     "nda",
     "one_hot_smoothed",
+    "open_parts",
     "pack_store",
     "polarity_jitter",
     "random_crop",
@@ -181,6 +184,7 @@ __all__ = [
     "shift_frames",
     "spatial_jitter",
     "speech_commands",
+    "split_parts",
     "split_tokens",
     "spoken_digits",
     "ssc",

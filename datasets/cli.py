@@ -28,6 +28,8 @@ from spikeloom.datasets.n_cars import NCARS
 from spikeloom.datasets.nmnist import NMNIST
 from spikeloom.datasets.pictures import write_gif, write_raster
 from spikeloom.datasets.recording_files import SUFFIXES, EventFolder
+from spikeloom.datasets.store_format import PARTS
+from spikeloom.datasets.store_parts import split_parts
 from spikeloom.datasets.store_writer import pack_store
 
 _DIGITS = tuple(map(str, range(10)))
@@ -78,6 +80,11 @@ class Pack:
     """Rows of the sensor: for "folder" only."""
     width: int | None = None
     """Columns of the sensor: for "folder" only."""
+    test: float = 0.0
+    """Record a split: this share of each class is to test on. For one store that is trained from; official parts are
+    packed into stores of their own, train.events and test.events of one folder."""
+    validation: float = 0.0
+    """With --test: the share of each class to validate on."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,17 @@ def _store_facts(path: Path) -> list[tuple[str, str]]:
             f"{int(counts.sum()):,} ({int(counts.min()):,} to {int(counts.max()):,} each)" if len(store) else "0",
         ),
         ("sensor", f"{store.height} x {store.width} (H x W)"),
+        ("split", _split_of(store)),
         ("labels", f"{len(labels)}" + (f" ({named})" if named else "")),
         ("size", f"{path.stat().st_size / 1e6:,.1f} MB"),
     ]
+
+
+def _split_of(store: EventStore) -> str:
+    if store.parts is None:
+        return "none recorded"
+    counts = store.parts.bincount(minlength=len(PARTS)).tolist()
+    return ", ".join(f"{count:,} {name}" for name, count in zip(PARTS, counts, strict=True))
 
 
 def _verify(options: Verify) -> int:
@@ -188,6 +203,9 @@ def _verify(options: Verify) -> int:
 def _pack(options: Pack) -> int:
     """Pack a data set into one event store; broken off, it goes on where it was when it is called again."""
     dataset, height, width, classes = _opened(options)
+    if options.validation and not options.test:
+        raise ValueError(f"--validation {options.validation} is a part of the split that --test asks for; pass both.")
+    parts = split_parts(dataset.labels, options.test, options.validation) if options.test else None
     console, start = Console(highlight=False), time.perf_counter()
     with _bar(console) as bar:
         task = bar.add_task("pack", total=len(dataset))
@@ -196,7 +214,14 @@ def _pack(options: Pack) -> int:
             bar.update(task, completed=done, description=f"pack, {events / 1e6:,.1f} M events")
 
         result = pack_store(
-            options.out, dataset, height, width, classes=classes, on_error=options.on_error, progress=progress
+            options.out,
+            dataset,
+            height,
+            width,
+            classes=classes,
+            parts=parts,
+            on_error=options.on_error,
+            progress=progress,
         )
     size = options.out.stat().st_size
     again = f", {result.resumed:,} of them by an earlier try" if result.resumed else ""

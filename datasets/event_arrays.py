@@ -13,7 +13,6 @@ Columns of N x 1 and 1 x N count as N.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.mat5 import read_mat5
+from spikeloom.datasets.npy_headers import check_header, check_members
 from spikeloom.datasets.raw_columns import MAX_EVENTS, check_count, to_events
 
 _NAMES = {
@@ -32,7 +32,6 @@ _NAMES = {
     "p": ("p", "pol", "polarity", "on"),
 }
 _TAXELS = 10  # ST-MNIST: rows and columns of the sensor
-_MOST_ELEMENT = 64  # bytes of an event in a structured array
 _MOST_TAXELS = 2**30  # bytes of a spiketrain
 
 
@@ -50,12 +49,10 @@ def read_npz(
         ValueError: a damaged file, missing or unequal arrays, more than one recording, events outside the sensor.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    _check_npy(path, file, max_events, member.file_size)
-            with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as loaded:
-                arrays = {name: loaded[name] for name in loaded.files if loaded[name].dtype.kind in "biufV"}
+        for shape in check_members(path):
+            _check_shape(path, shape, max_events)
+        with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files if loaded[name].dtype.kind in "biufV"}
     except Exception as error:  # of a damaged file these libraries raise nearly anything
         raise ValueError(f"{path} is not a whole .npz file: {error}") from error
     if "offsets" in arrays and len(arrays["offsets"]) != 2:
@@ -83,7 +80,7 @@ def read_npy(
     """
     try:
         with Path(path).open("rb") as file:
-            _check_npy(path, file, max_events, Path(path).stat().st_size)
+            _check_shape(path, check_header(file, Path(path).stat().st_size), max_events)
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # of a damaged file these libraries raise nearly anything
@@ -201,26 +198,6 @@ def _taxels(path: str | Path, train: NDArray[Any], most: int) -> dict[str, NDArr
     value = train[taxel, step]
     p = np.where(value == 1, 1, np.where(value == -1, 0, 2))  # 2 is refused later, by name
     return {"t": t, "x": taxel % _TAXELS, "y": taxel // _TAXELS, "p": p}
-
-
-def _check_npy(path: str | Path, file: Any, max_events: int, room: int) -> None:
-    """Look at the header of an array alone, in a file of `room` bytes: a few bytes may claim any size."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # their headers' length has 32 bits, and memory is taken for it before it is read
-        place = file.tell()
-        length = int.from_bytes(file.read(4), "little")
-        if length > 2**16:
-            raise ValueError(f"a header of {length:,} bytes")
-        file.seek(place)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects; only numbers are read")
-    if dtype.itemsize > _MOST_ELEMENT:
-        raise ValueError(f"an array of {dtype.itemsize} bytes an element")
-    _check_shape(path, shape, max_events)
-    if math.prod(shape) * dtype.itemsize > room:
-        raise ValueError(f"an array of {math.prod(shape) * dtype.itemsize:,} bytes in a file of {room:,}")
 
 
 def _check_shape(path: str | Path, shape: tuple[int, ...] | None, max_events: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spikeloom.datasets.events import Events
-from spikeloom.datasets.frames import frames_by_time
+from spikeloom.datasets.frames import frames_by_count, frames_by_time, number_edges, time_edges
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.store_format import EVENT_BYTES, HEADER_BYTES, from_words, read_header, read_tables
 from spikeloom.kernels.backends import choose
@@ -34,7 +34,8 @@ _AGAIN = "Pack it again: `spikeloom data pack`."
 class EventStore(Dataset[tuple[Events, int]]):
     """A store as a data set of (Events, label); it opens the file anew in every worker process.
 
-    labels: `[B]` int64. classes: names of the labels, perhaps none. height, width: of the sensor.
+    labels: `[B]` int64. classes: names of the labels, perhaps none. height, width: of the sensor. parts: of the split
+    that was recorded, `[B]` uint8, numbers in `store_format.PARTS`; None: none was.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -60,7 +61,10 @@ class EventStore(Dataset[tuple[Events, int]]):
         self.height, self.width, self._count = header.height, header.width, header.events
         self.classes = self._tables.classes
         self.labels = torch.from_numpy(self._tables.labels)
+        self.starts = torch.from_numpy(self._tables.starts)
+        self.parts = None if self._tables.parts is None else torch.from_numpy(self._tables.parts)
         self._words: Any = None
+        self._sound = np.zeros(len(self), bool)  # compared with their checksums
 
     def __len__(self) -> int:
         return len(self._tables.labels)
@@ -78,6 +82,11 @@ class EventStore(Dataset[tuple[Events, int]]):
     def event_counts(self) -> Tensor:
         """Events of each recording, `[B]` int64."""
         return torch.from_numpy(np.diff(self._tables.offsets))
+
+    def marks(self) -> set[tuple[int, int]]:
+        """What recordings with events are known by: number and checksum of their events, for each."""
+        counts, checksums = np.diff(self._tables.offsets).tolist(), self._tables.checksums.tolist()
+        return {(count, checksum) for count, checksum in zip(counts, checksums, strict=True) if count}
 
     def words(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to send to a GPU: words `[N]` int64 of the recordings `[K]`, their offsets `[K + 1]` and starts `[K]`.
@@ -98,8 +107,15 @@ class EventStore(Dataset[tuple[Events, int]]):
             ValueError: events off the sensor or out of order; the file is damaged.
         """
         chosen = self._chosen(indices)
-        words, offsets, starts = (column.to(device) for column in self.words(chosen))
         labels = self.labels[torch.from_numpy(chosen)].to(device)
+        if torch.device(device).type == "cpu" and choose("auto", "cpu") == "cpu":
+            begin, end = (torch.from_numpy(self._tables.offsets[numbers]) for numbers in (chosen, chosen + 1))
+            where, size = self._map().ctypes.data, (self.height, self.width)
+            columns, wrong = cpu.unpack(where, begin, end, torch.from_numpy(self._tables.starts[chosen]), *size)
+            if not wrong:  # what is wrong is said below
+                offsets = torch.cat((begin.new_zeros(1), (end - begin).cumsum(0)))
+                return PackedEvents.trusted(*columns, offsets, *size, labels)
+        words, offsets, starts = (column.to(device) for column in self.words(chosen))
         try:
             return from_words(words, offsets, starts, self.height, self.width, labels)
         except ValueError as error:
@@ -117,33 +133,74 @@ class EventStore(Dataset[tuple[Events, int]]):
             words, offsets, starts = self.words(chosen)
             packed = from_words(words, offsets, torch.zeros_like(starts), self.height, self.width, None)
             return frames_by_time(packed, T, end_us=end_us)
-        begin, end = self._tables.offsets[chosen], self._tables.offsets[chosen + 1]
-        mapped = self._map()
+        first, last = self._tables.offsets[chosen], self._tables.offsets[chosen + 1]
         if end_us is None:
-            last = [int(mapped[stop - 1]) >> 31 if stop > first else 1 for first, stop in zip(begin, end, strict=True)]
-            spans = torch.tensor(last, dtype=torch.int64).clamp(min=1)
+            mapped = self._map()
+            ends = [int(mapped[stop - 1]) >> 31 if stop > begin else 1 for begin, stop in zip(first, last, strict=True)]
+            spans = torch.tensor(ends, dtype=torch.int64).clamp(min=1)
         else:
             spans = torch.full((len(chosen),), end_us, dtype=torch.int64)
-        bounds = torch.from_numpy(begin), torch.from_numpy(end)
-        frames, strays = cpu.count_words(mapped.ctypes.data, *bounds, 0, spans, T, self.height, self.width)
+        return self._counted(self._edges(chosen, time_edges(spans, T)))
+
+    def clock_frames(self, indices: Sequence[int] | Tensor, T: int, end_us: int) -> Tensor:
+        """`frames_by_time` with `end_us` of recordings by their own clock, as `select` gives them; counted as there."""
+        chosen = self._chosen(indices)
+        if choose("auto", "cpu") != "cpu":
+            return frames_by_time(self.select(chosen), T, end_us=end_us)
+        times = time_edges(torch.full((len(chosen),), end_us, dtype=torch.int64), T)
+        return self._counted(self._edges(chosen, times - torch.from_numpy(self._tables.starts[chosen])[:, None]))
+
+    def number_frames(self, indices: Sequence[int] | Tensor, T: int) -> Tensor:
+        """`frames_by_count` of recordings, the last frame taking the remainder; counted as in `frames`."""
+        chosen = self._chosen(indices)
+        if choose("auto", "cpu") != "cpu":
+            return frames_by_count(self.select(chosen), T, remainder="last")
+        first, last = (torch.from_numpy(self._tables.offsets[numbers]) for numbers in (chosen, chosen + 1))
+        return self._counted(first[:, None] + number_edges((last - first)[:, None], T, None, "last"))
+
+    def _edges(self, chosen: Any, times: Tensor) -> Tensor:
+        """Numbers `[B, K]` of the first words at or after times `[B, K]`, from the first event of each recording."""
+        begin, end = (torch.from_numpy(self._tables.offsets[numbers]) for numbers in (chosen, chosen + 1))
+        return cpu.word_edges(self._map().ctypes.data, begin, end, times.contiguous())
+
+    def _counted(self, edges: Tensor) -> Tensor:
+        """Counts `[T, B, 2, H, W]` of the words between edges `[B, T + 1]`."""
+        frames, strays = cpu.count_words(self._map().ctypes.data, edges, self.height, self.width)
         if strays:
             raise ValueError(f"{self.path}: {strays} events are off the sensor; the file is damaged. {_AGAIN}")
         return frames
 
+    def check(self, indices: Sequence[int] | Tensor) -> None:
+        """Compare recordings with their checksums, each once.
+
+        Raises:
+            ValueError: one is damaged; says which.
+        """
+        chosen = self._chosen(indices)
+        wrong = [line for index in chosen[~self._sound[chosen]] if (line := self._compared(int(index)))]
+        if wrong:
+            raise ValueError(f"{self.path}: {wrong[0]}. The file is damaged. {_AGAIN}")
+        self._sound[chosen] = True
+
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Read everything and compare with the checksums; what is wrong, a line a recording, or nothing."""
         wrong = []
-        words, offsets = self._map(), self._tables.offsets
         for index in range(len(self)):
-            part = words[offsets[index] : offsets[index + 1]]
-            if zlib.crc32(part.tobytes()) != int(self._tables.checksums[index]):
-                wrong.append(
-                    f"recording {index} (bytes {HEADER_BYTES + offsets[index] * EVENT_BYTES:,} to "
-                    f"{HEADER_BYTES + offsets[index + 1] * EVENT_BYTES:,}): its events do not agree with their checksum"
-                )
+            if line := self._compared(index):
+                wrong.append(line)
             if progress is not None:
                 progress(index + 1, len(self))
         return wrong
+
+    def _compared(self, index: int) -> str:
+        """What is wrong with a recording's events, or nothing."""
+        first, last = (int(place) for place in self._tables.offsets[index : index + 2])
+        if zlib.crc32(self._map()[first:last]) == int(self._tables.checksums[index]):
+            return ""
+        return (
+            f"recording {index} (bytes {HEADER_BYTES + first * EVENT_BYTES:,} to {HEADER_BYTES + last * EVENT_BYTES:,})"
+            ": its events do not agree with their checksum"
+        )
 
     def _chosen(self, indices: Sequence[int] | Tensor) -> Any:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)

@@ -57,7 +57,7 @@ class Events:
         columns = {name: _whole(name, values) for name, values in (("t", t), ("x", x), ("y", y), ("p", p))}
         check_lengths(columns)
         check_inside(columns["x"], columns["y"], height, width)  # before int16 could wrap a large coordinate round
-        t64 = columns["t"]
+        t64 = columns["t"].to(torch.int64)
         order = torch.argsort(t64, stable=True) if bool((t64[1:] < t64[:-1]).any()) else slice(None)
         return cls(
             t64[order],
@@ -119,12 +119,12 @@ def check_columns(t: Tensor, x: Tensor, y: Tensor, p: Tensor, height: int, width
             )
     check_lengths(columns)
     check_inside(x, y, height, width)
-    if bool((t < 0).any()):
+    if len(t) and int(t.min()) < 0:
         first = int((t < 0).nonzero()[0])
         raise ValueError(
             f"Event {first} has time {int(t[first])} us; times must be >= 0. Subtract the start of the recording."
         )
-    if bool((p > 1).any()):
+    if len(p) and int(p.max()) > 1:
         first = int((p > 1).nonzero()[0])
         raise ValueError(f"Event {first} has polarity {int(p[first])}; expected 0 (OFF) or 1 (ON).")
 
@@ -140,8 +140,12 @@ def check_inside(x: Tensor, y: Tensor, height: int, width: int) -> None:
     """Raise unless every event lies on the sensor; the first that does not is named."""
     if not (1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE):
         raise ValueError(f"Sensor size is height {height} x width {width}; each must be 1 to {_MAX_SIDE}.")
-    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    if bool(outside.any()):
+    if not len(x):
+        return
+    left, right, top, bottom = torch.stack([*x.aminmax(), *y.aminmax()]).tolist()
+    if left < 0 or right >= width or top < 0 or bottom >= height:
+        x, y = x.to(torch.int64), y.to(torch.int64)  # a byte cannot be compared with a larger size
+        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
         first = int(outside.nonzero()[0])
         raise ValueError(
             f"Event {first} of {len(x)} is at x={int(x[first])}, y={int(y[first])}, outside the sensor of "
@@ -164,14 +168,26 @@ def check_order(t: Tensor, fresh: Tensor | None = None) -> None:
 
 
 def _whole(name: str, values: npt.ArrayLike | Tensor) -> Tensor:
-    """Convert a column of numbers to int64; fractions are refused, as seconds given for microseconds would be."""
+    """A column of numbers as int64, or as the int16 or uint8 that it is; fractions are refused, as seconds given for
+    microseconds would be. The result shares no memory with an array.
+    """
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"Column {name} has dtype {array.dtype}; expected numbers.")
         # by way of NumPy: torch has few operations for uint16/uint32 and none for big-endian data
-        values = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+        if array.dtype == np.int16:
+            kind: npt.DTypeLike = np.int16
+        elif array.dtype in (np.uint8, np.bool_):
+            kind = np.uint8
+        else:
+            kind = np.float64 if array.dtype.kind == "f" else np.int64
+        values = torch.from_numpy(array.astype(kind))
+    if values.dtype in (torch.int16, torch.int64, torch.uint8):
+        return values
     whole = values.to(torch.int64)
+    if not values.is_floating_point():
+        return whole
     fractions = values[whole.to(values.dtype) != values]
     if len(fractions):
         raise ValueError(
@@ -182,7 +198,10 @@ def _whole(name: str, values: npt.ArrayLike | Tensor) -> Tensor:
 
 
 def _polarity(p: Tensor) -> Tensor:
-    """Map a column `[N]` int64 of {0, 1} or {-1, +1} to uint8 {0, 1}."""
+    """Map a column `[N]` of {0, 1} or {-1, +1} to uint8 {0, 1}."""
+    if p.dtype == torch.uint8 and (not len(p) or int(p.max()) <= 1):
+        return p
+    p = p.to(torch.int64)
     stray = (p < -1) | (p > 1)
     if bool((p == -1).any()):
         stray |= p == 0  # {-1, 0, 1}: is 0 OFF or nothing?

@@ -36,9 +36,7 @@ def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int
     """
     packed = _pack(events)
     if _compiled(packed):
-        span = _spans(packed, T, start_us, end_us)[:, None]
-        steps = (torch.arange(T) * span + T - 1) // T  # bin k begins at ceil(k * span / T); the last includes its end
-        times = start_us + torch.cat((steps, span + 1), dim=1)
+        times = start_us + time_edges(_spans(packed, T, start_us, end_us), T)
         return _unpack(_count_between(packed, _edges(packed, times)), events)
     return _unpack(_count(packed, _time_bins(packed, T, start_us, end_us), T), events)
 
@@ -80,7 +78,7 @@ def frames_by_count(
         _check_positive("events_per_frame", events_per_frame)
     packed = _pack(events)
     if _compiled(packed):
-        edges = _edges_by_count(packed.lengths[:, None], T, events_per_frame, remainder)
+        edges = number_edges(packed.lengths[:, None], T, events_per_frame, remainder)
         return _unpack(_count_between(packed, edges + packed.offsets[:-1, None]), events)
     recording = packed.recording_index()
     number = torch.arange(len(packed.t), device=packed.t.device) - packed.offsets[recording]
@@ -131,6 +129,24 @@ def collate(batch: Sequence[tuple[Events, int]], to_frames: Callable[[PackedEven
     return to_frames(packed), torch.tensor([label for _, label in batch], dtype=torch.int64)
 
 
+def time_edges(spans: Tensor, T: int) -> Tensor:
+    """Times `[B, T + 1]` between the bins of `frames_by_time` over spans `[B]` us: bin k begins at ceil(k * span / T),
+    and the last includes its end.
+    """
+    span = spans[:, None]
+    return torch.cat(((torch.arange(T) * span + T - 1) // T, span + 1), dim=1)
+
+
+def number_edges(lengths: Tensor, T: int, events_per_frame: int | None, remainder: str) -> Tensor:
+    """Bounds `[B, T + 1]` of the bins of `frames_by_count`, in events from the start of each; lengths `[B, 1]`."""
+    k = torch.arange(T + 1)
+    if events_per_frame is not None:
+        return torch.minimum(k * events_per_frame, lengths)
+    if remainder == "last":
+        return torch.cat((k[:-1] * (lengths // T), lengths), dim=1)
+    return (k * lengths + T - 1) // T
+
+
 def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
     """Counts `[T, B, 2, H, W]` int32 of the events whose bin is below T; `bins` `[N]` int64, >= 0, is overwritten."""
     size = (T, len(packed), 2, packed.height, packed.width)
@@ -149,16 +165,6 @@ def _compiled(packed: PackedEvents) -> bool:
 def _edges(packed: PackedEvents, times: Tensor) -> Tensor:
     """Numbers `[B, K]` of the first event of each recording at or after times `[B, K]`."""
     return cpu.edges(packed.t.contiguous(), packed.offsets.contiguous(), times.contiguous())
-
-
-def _edges_by_count(lengths: Tensor, T: int, events_per_frame: int | None, remainder: str) -> Tensor:
-    """Bounds `[B, T + 1]` of the bins in events from the start of each recording; lengths `[B, 1]`."""
-    k = torch.arange(T + 1)
-    if events_per_frame is not None:
-        return torch.minimum(k * events_per_frame, lengths)
-    if remainder == "last":
-        return torch.cat((k[:-1] * (lengths // T), lengths), dim=1)
-    return (k * lengths + T - 1) // T
 
 
 def _count_between(packed: PackedEvents, edges: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ by `groups`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeloom.datasets.hdf5_ragged import check_ragged
 from spikeloom.datasets.sequences import Sequences
 from spikeloom.datasets.spike_bins import bin_recordings
 
@@ -34,6 +36,8 @@ Progress = Callable[[int, int], None]
 UNITS = 700
 
 _PAGE = "https://compneuro.net/datasets/ (or its mirror https://zenkelab.org/datasets/)"
+_MOST_RECORDINGS = 2**20  # SSC has 75,466 to train on
+_MOST_STEPS = 2**16  # of one recording; those of the files have some hundred
 _CHUNK = 512  # recordings binned at once: counts of 64 bits, about 50 MB
 _AGAIN = f"The download was probably cut off, or this is another file: get it again from {_PAGE}."
 
@@ -83,17 +87,25 @@ def _read(root: Path, name: str, duration: float, merge: int, progress: Progress
         packed = path.with_name(f"{name}.gz")
         todo = f"Unpack {packed} (gunzip)" if packed.is_file() else f"Get {name}.gz from {_PAGE} and unpack it there"
         raise FileNotFoundError(f"There is no file {path}. {todo}.")
+    return read_file(path, duration=duration, merge=merge, progress=progress)
+
+
+def read_file(path: Path, *, duration: float = 10.0, merge: int = 5, progress: Progress | None = None) -> Sequences:
+    """One file of either data set, whatever its name; otherwise as `shd`."""
     try:
         import h5py
     except ImportError as error:
         raise ImportError("Reading HDF5 needs h5py. Install it with `pip install 'spikeloom[data]'`.") from error
     try:
         with h5py.File(path, "r") as file:
-            columns = _columns(file, path)
+            labels, speakers, names = _columns(file, path)
             counts, offsets = _binned(file, path, duration, merge, progress)
-    except OSError as error:
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+    except Exception as error:  # of a damaged file the library raises nearly anything
         raise ValueError(f"{path} is not a whole HDF5 file ({error}). {_AGAIN}") from error
-    labels, speakers, names = columns
     if int(labels.min()) < 0 or int(labels.max()) >= len(names):
         raise ValueError(
             f"{path}: labels are from {int(labels.min())} to {int(labels.max())}, but extra/keys names {len(names)} "
@@ -108,9 +120,14 @@ def _columns(file: Any, path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     missing = [name for name in wanted if name not in file]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; expected {', '.join(wanted)}. {_AGAIN}")
-    lengths = {name: len(file[name]) for name in wanted[:4]}
-    if len(set(lengths.values())) != 1 or not lengths["labels"]:
-        raise ValueError(f"{path} has arrays of lengths {lengths}; expected one length of 1 or more. {_AGAIN}")
+    shapes = {name: tuple(getattr(file[name], "shape", None) or ()) for name in wanted}
+    if any(len(shape) != 1 for shape in shapes.values()) or shapes["extra/keys"][0] > _MOST_RECORDINGS:
+        raise ValueError(f"{path} has arrays of shapes {shapes}; expected columns. {_AGAIN}")
+    lengths = {name: shapes[name][0] for name in wanted[:4]}
+    if len(set(lengths.values())) != 1 or not 1 <= lengths["labels"] <= _MOST_RECORDINGS:
+        raise ValueError(
+            f"{path} has arrays of lengths {lengths}; expected one length of 1 to {_MOST_RECORDINGS:,}. {_AGAIN}"
+        )
     whole = []
     for name in ("labels", "extra/speaker"):
         column = file[name][:]
@@ -124,6 +141,8 @@ def _columns(file: Any, path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 def _binned(file: Any, path: Path, duration: float, merge: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
     """Counts `[S, N]` uint8 of all recordings and the offsets `[R + 1]` of their frames."""
     times, units = file["spikes/times"], file["spikes/units"]
+    for column in (times, units):
+        check_ragged(path, column)
     R = len(times)
     counts, ends = [], [torch.zeros(1, dtype=torch.int64)]
     for start in range(0, R, _CHUNK):
@@ -134,7 +153,9 @@ def _binned(file: Any, path: Path, duration: float, merge: int, progress: Progre
             raise ValueError(f"{path}, recordings {start} to {stop - 1}: times and units of other lengths. {_AGAIN}")
         offsets = torch.tensor([0, *sizes]).cumsum(0)
         try:
-            binned, frames = bin_recordings(_joined(t), _joined(x).int(), offsets, duration, UNITS, merge)
+            joined = _joined(t)
+            _check_length(joined, duration)
+            binned, frames = bin_recordings(joined, _joined(x).int(), offsets, duration, UNITS, merge)
         except ValueError as error:
             raise ValueError(f"{path}, recordings {start} to {stop - 1}: {error}") from error
         if int(binned.max()) > 255:
@@ -147,6 +168,13 @@ def _binned(file: Any, path: Path, duration: float, merge: int, progress: Progre
         if progress is not None:
             progress(stop, R)
     return torch.cat(counts), torch.cat(ends)
+
+
+def _check_length(times: Tensor, duration: float) -> None:
+    """A damaged time would ask for memory for all the frames before it."""
+    longest = float(times.double().abs().max()) * 1000 / duration if len(times) and duration > 0 else 0.0
+    if _MOST_STEPS < longest < math.inf:
+        raise ValueError(f"a time asks for {longest:,.0f} frames of {duration:g} ms; at most {_MOST_STEPS:,} are read")
 
 
 def _joined(recordings: NDArray[Any]) -> Tensor:

@@ -1,11 +1,16 @@
-"""Moving shapes: simulated events of actions that differ in nothing but the order of their motions.
+"""Moving shapes: simulated events of actions that differ in nothing but which of two motions comes first.
 
-A shape strokes from its place and back in each of four directions, once each, with pauses. Stroke k of class c goes in
-the direction (first + ORDERS[c][k]) mod 4, and which one is first is drawn. So every recording has the same four
-strokes, and in every class each is as likely as any other at each place: events summed over the recording, and every
-sum of functions of single frames, weighted by time or not, have the same mean in all classes. What tells them is a
-memory from stroke to stroke, over pauses of two to three strokes. How much of that leaky membranes can do is a matter
-of the frames: at 16 a membrane that halves with each of them keeps an eighth to a quarter; `pause` makes it harder.
+A shape strokes from its place in one direction and back, rests for half of the recording, and strokes once more, a
+quarter turn to the left of the first direction (class 0) or to the right of it (class 1). The first direction is drawn.
+So in both classes either stroke goes in any of the four directions, and any two neighbouring ones are as likely, in one
+order or in the other: single frames, and events summed over the recording, are distributed alike in both classes, up to
+what a pixel's level r keeps of the stroke before. A recording that is mirrored, or whose strokes change places, is one
+of the other class. (Which is why there are no more classes: two strokes have no third order.)
+
+What tells is a memory from one stroke to the next, over a silence of noise events alone. A rest that is a share p of T
+frames has floor(T p) - 1 whole ones at least where T divides `steps`, at T = 24 ten: a membrane that halves with each
+frame keeps 1 / 1024 of the first stroke. That bounds the leak, not every network without a state: a neuron that a bias
+makes fire regularly could keep its phase.
 
     directions: 0 right, 1 up, 2 left, 3 down; y downwards
     position(t) = start + reach sin^2(pi tau) direction         within a stroke, tau = 0 .. 1
@@ -13,9 +18,8 @@ of the frames: at 16 a membrane that halves with each of them keeps an eighth to
     n_i(s) = trunc(u_i(s + 1) - r_i(s)),  r_i(s + 1) = r_i(s) + n_i(s),  r_i(0) = u_i(0) + phase_i
 
 n events of one pixel and step, ON if n > 0, OFF if n < 0, at times uniform within the step; noise events are added.
-Shape, size, angle, place, reach, contrast and its sign, and the lengths of strokes and pauses are drawn. A mirrored
-recording is one of another class. All of this is ours, made to ask for order; results on it are results on simulated
-events.
+Shape, size, angle, place, reach, contrast and its sign, and the lengths of strokes and rests are drawn. All of this is
+ours, made to ask for order and memory; results on it are results on simulated events.
 """
 
 from __future__ import annotations
@@ -32,9 +36,10 @@ from spikeloom.datasets.packed import PackedEvents
 
 Array = npt.NDArray[Any]
 
-ORDERS = ((0, 1, 2, 3), (0, 3, 2, 1), (0, 2, 3, 1), (0, 2, 1, 3))
-"""Directions of the four strokes by class, in quarter turns to the left from the first."""
-CLASSES = ("round to the left", "round to the right", "across and left", "across and right")
+ORDERS = ((0, 1), (0, 3))
+"""Directions of the two strokes by class, in quarter turns to the left from the first."""
+CLASSES = ("turn to the left", "turn to the right")
+"""From the first direction to the second."""
 SHAPES = ("disc", "square", "bar", "cross")
 
 _DIRECTIONS = np.array([[1, 0], [0, -1], [-1, 0], [0, 1]], dtype=np.float32)  # (x, y)
@@ -47,8 +52,9 @@ class MovingShapesConfig:
     """The simulated camera and the ranges that recordings are drawn from. Pixels, us, events per second and pixel.
 
     radius: half the extent of a shape. offset: of its place from the middle, largest per axis. reach: of a stroke.
-    contrast: of log intensity against the background, of either sign. pause: in front of, between and behind strokes,
-    in units of a mean stroke; all together take duration_us. threshold: of the pixels, which differ by mismatch.
+    contrast: of log intensity against the background, of either sign. stroke, pause: lengths of a stroke, out and back,
+    and of the rest between the two, as shares of duration_us (8 of T frames: 8 / T); what they leave is rest in front
+    and behind, a quarter of it at least on either side. threshold: of the pixels, which differ by mismatch.
     """
 
     height: int = 32
@@ -59,7 +65,8 @@ class MovingShapesConfig:
     offset: float = 2.0
     reach: tuple[float, float] = (7.0, 10.0)
     contrast: tuple[float, float] = (0.5, 1.2)
-    pause: tuple[float, float] = (2.0, 3.0)
+    stroke: tuple[float, float] = (0.12, 0.17)
+    pause: tuple[float, float] = (0.46, 0.54)
     threshold: float = 0.3
     mismatch: float = 0.1
     noise_hz: float = 0.1
@@ -73,10 +80,15 @@ class MovingShapesConfig:
                 raise ValueError(f"MovingShapesConfig.{name} is {getattr(self, name)}; expected a number >= 0.")
         if not 0 <= self.mismatch <= 0.5:
             raise ValueError(f"MovingShapesConfig.mismatch is {self.mismatch}; expected 0 to 0.5.")
-        for name in ("radius", "reach", "contrast", "pause"):
+        for name in ("radius", "reach", "contrast", "stroke", "pause"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"MovingShapesConfig.{name} is ({low}, {high}); expected 0 < lowest <= highest.")
+        if 2 * self.stroke[1] + self.pause[1] > 1:
+            raise ValueError(
+                f"MovingShapesConfig: two strokes of up to {self.stroke[1]} and a pause of up to {self.pause[1]} do "
+                "not fit; expected 2 stroke + pause <= 1, as shares of the recording."
+            )
 
 
 def moving_shapes(
@@ -86,7 +98,7 @@ def moving_shapes(
     per_class: int | None = None,
     seed: int = 0,
 ) -> PackedEvents:
-    """Recordings of four classes (`CLASSES`), simulated, labels included, class by class.
+    """Recordings of both classes (`CLASSES`), simulated, labels included, class by class.
 
     Parts of one seed have draws of their own, from one camera. One machine draws the same every time; on another, whose
     sine rounds differently, an event in a great many may differ.
@@ -94,7 +106,7 @@ def moving_shapes(
     Args:
         part: train or test.
         config: the camera and what is drawn.
-        per_class: recordings of each class; None is 750 to train and 150 to test.
+        per_class: recordings of each class; None is 1,500 to train and 300 to test.
         seed: of everything that is drawn.
 
     Raises:
@@ -103,7 +115,7 @@ def moving_shapes(
     config = MovingShapesConfig() if config is None else config
     if part not in _PARTS:
         raise ValueError(f"part is {part!r}; expected 'train' or 'test'.")
-    each = {"train": 750, "test": 150}[part] if per_class is None else per_class
+    each = {"train": 1500, "test": 300}[part] if per_class is None else per_class
     if each < 1 or seed < 0:
         raise ValueError(f"moving_shapes got per_class={each}, seed={seed}; expected >= 1 and >= 0.")
     labels = np.repeat(np.arange(len(CLASSES)), each)
@@ -154,16 +166,17 @@ def _draw(labels: Array, config: MovingShapesConfig, rng: np.random.Generator) -
         return rng.uniform(low, high, (n, *size)).astype(np.float32)
 
     shape, first = rng.integers(len(SHAPES), size=n), rng.integers(4, size=n)
-    directions = _DIRECTIONS[(first[:, None] + np.array(ORDERS)[labels]) % 4]  # [N, 4, 2]
+    directions = _DIRECTIONS[(first[:, None] + np.array(ORDERS)[labels]) % 4]  # [N, 2, 2]
     middle = np.array([config.width - 1, config.height - 1], dtype=np.float32) / 2
     start = middle + uniform(-config.offset, config.offset, 2)
-    lengths = np.empty((n, 9), dtype=np.float32)
-    lengths[:, 0::2], lengths[:, 1::2] = uniform(*config.pause, 5), uniform(0.8, 1.2, 4)
-    edges = lengths.cumsum(1) / lengths.sum(1, keepdims=True)  # ends, as shares of the recording
-    begin, end = edges[:, 0:-1:2], edges[:, 1::2]
+    strokes, pause = uniform(*config.stroke, 2), uniform(*config.pause)
+    rest = 1 - strokes.sum(1) - pause
+    front = rest * uniform(0.25, 0.75)
+    begin = np.stack((front, front + strokes[:, 0] + pause), 1)  # [N, 2], as shares of the recording
+    end = begin + strokes
     now = np.linspace(0, 1, config.steps + 1, dtype=np.float32)[:, None, None]
-    out = np.sin(np.float32(math.pi) * ((now - begin) / (end - begin)).clip(0, 1)) ** 2  # [steps + 1, N, 4]
-    path = start + np.einsum("snk,nkx->snx", out * uniform(*config.reach, 4), directions)
+    out = np.sin(np.float32(math.pi) * ((now - begin) / (end - begin)).clip(0, 1)) ** 2  # [steps + 1, N, 2]
+    path = start + np.einsum("snk,nkx->snx", out * uniform(*config.reach, 2), directions)
     contrast = uniform(*config.contrast) * (rng.integers(2, size=n) * 2 - 1)
     columns = uniform(*config.radius), uniform(0, math.pi), contrast, path
     return _Drawn(shape, *(column.astype(np.float32) for column in columns))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.datasets.events import Events, check_columns, check_order
+from spikeloom.datasets.npy_headers import check_members
 
 _COLUMNS = ("t", "x", "y", "p", "offsets")
 
@@ -66,11 +66,11 @@ class PackedEvents:
         lengths = torch.tensor([0, *(len(events) for events in recordings)], device=recordings[0].t.device)
         t, x, y, p = (_joined([getattr(events, name) for events in recordings]) for name in ("t", "x", "y", "p"))
         height, width = sizes.pop()
-        packed = cls._checked(t, x, y, p, lengths.cumsum(0), height, width)
+        packed = cls.trusted(t, x, y, p, lengths.cumsum(0), height, width)
         return packed if labels is None else packed.with_labels(labels)
 
     @classmethod
-    def _checked(cls, *fields: Tensor | int | None) -> Self:
+    def trusted(cls, *fields: Tensor | int | None) -> Self:
         """From columns that were checked before: to read each event again would cost more than to count it."""
         packed = object.__new__(cls)
         names = ("t", "x", "y", "p", "offsets", "height", "width", "labels")
@@ -114,26 +114,26 @@ class PackedEvents:
         source = torch.arange(len(moved), device=self.t.device) + moved
         labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
         t, x, y, p = self.t[source], self.x[source], self.y[source], self.p[source]
-        return self._checked(t, x, y, p, offsets, self.height, self.width, labels)
+        return self.trusted(t, x, y, p, offsets, self.height, self.width, labels)
 
     def with_labels(self, labels: Sequence[int] | Tensor) -> Self:
         """The same recordings with labels `[B]`."""
         labels = torch.as_tensor(labels, dtype=torch.int64)
         if labels.shape != (len(self),):
             raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}; expected int64 [{len(self)}].")
-        return self._checked(*(getattr(self, name) for name in (*_COLUMNS, "height", "width")), labels)
+        return self.trusted(*(getattr(self, name) for name in (*_COLUMNS, "height", "width")), labels)
 
     def keep(self, mask: Tensor) -> Self:
         """Only the events where `mask` `[N]` bool is true; all recordings stay, some perhaps empty."""
         offsets = torch.cat((self.offsets[:1], mask.cumsum(0)))[self.offsets]
         t, x, y, p = self.t[mask], self.x[mask], self.y[mask], self.p[mask]
-        return self._checked(t, x, y, p, offsets, self.height, self.width, self.labels)
+        return self.trusted(t, x, y, p, offsets, self.height, self.width, self.labels)
 
     def to(self, device: torch.device | str) -> Self:
         """The same recordings, labels included, on another device."""
         t, x, y, p, offsets = (column.to(device) for column in (self.t, self.x, self.y, self.p, self.offsets))
         labels = None if self.labels is None else self.labels.to(device)
-        return self._checked(t, x, y, p, offsets, self.height, self.width, labels)
+        return self.trusted(t, x, y, p, offsets, self.height, self.width, labels)
 
     def save(self, path: str | Path) -> None:
         """Write an uncompressed .npz; an interrupted write leaves the old file, never half of a new one."""
@@ -155,19 +155,32 @@ class PackedEvents:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a damaged file, or another one.
+        """
         path = _npz(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
         try:
+            check_members(path)
             with path.open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of a damaged file these libraries raise nearly anything
             raise ValueError(f"{path} is not a whole .npz file ({error}). Delete it and save it again.") from error
         missing = [name for name in (*_COLUMNS, "size") if name not in arrays]
         if missing:
             raise ValueError(f"{path} lacks {missing}; expected a file written by PackedEvents.save.")
-        height, width = arrays["size"].tolist()
+        size = arrays["size"]
+        if size.shape != (2,) or size.dtype != torch.int64:
+            raise ValueError(f"{path}: size is {size.dtype} {list(size.shape)}; expected int64 [2], height and width.")
+        height, width = size.tolist()
         t, x, y, p, offsets = (arrays[name] for name in _COLUMNS)
-        return cls(t, x, y, p, offsets, height, width, arrays.get("labels"))
+        try:
+            return cls(t, x, y, p, offsets, height, width, arrays.get("labels"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds no packed events: {error}") from error
 
 
 def _joined(columns: list[Tensor]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Prophesee .raw recordings, EVT 2.0 and EVT 3.0, decoded by whole-array operations.
+"""Prophesee .raw recordings, EVT 2.0 and EVT 3.0, decoded by a compiled loop, or, without a C++ compiler, by operations
+on whole arrays.
 
 The header is lines of '%', such as `% evt 3.0`, `% geometry 1280x720` or `% format EVT3;height=720;width=1280`, up to
 `% end` (older files: up to the first byte that is not '%'). Then little-endian words whose upper four bits are a type.
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.prophesee_dat import number, text_header
 from spikeloom.datasets.raw_columns import MAX_EVENTS, check_count, to_events
+from spikeloom.kernels.backends import choose
+from spikeloom.kernels.events import cpu
 
 _BLOCK = 2**20  # words decoded at once
 
@@ -87,7 +90,15 @@ class _State:
 
 
 def _decoded(path: str | Path, words: NDArray[Any], version: str, max_events: int) -> Columns:
-    """All events, block by block: the steps between need a multiple of a block's size, not of the file's."""
+    """All events. Without a compiler block by block: the steps between need a multiple of a block's size, not of the
+    file's.
+    """
+    if choose("auto", "cpu") == "cpu":
+        given = words.ctypes.data, len(words), int(version)
+        found = cpu.evt_count(*given)
+        check_count(path, found, max_events)
+        t, x, y, p = (column.numpy() for column in cpu.evt(*given, found))
+        return t, x, y, p
     state, count = _State(), 0
     parts: list[Columns] = []
     for start in range(0, max(1, len(words)), _BLOCK):
@@ -95,8 +106,8 @@ def _decoded(path: str | Path, words: NDArray[Any], version: str, max_events: in
         count += len(part[0])
         check_count(path, count, max_events)
         parts.append(part)
-    t, x, y, p = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    return t, x, y, p
+    whole = [np.concatenate([part[i] for part in parts]) for i in range(4)]
+    return whole[0], whole[1], whole[2], whole[3]
 
 
 def _evt2(words: NDArray[Any], state: _State) -> Columns:

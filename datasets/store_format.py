@@ -4,7 +4,8 @@
           B, events N, byte and length of the tables, 0                                            64 bytes in all
     64    N x 8 bytes: t << 31 | y << 16 | x << 1 | p, t in microseconds from the recording's first event, below 2**32
     ...   the tables, one .npz: offsets [B + 1] int64, starts [B] int64 (time of the first event), labels [B] int64,
-          checksums [B] uint32 (CRC-32 of the recording's events), classes (JSON in UTF-8); CRC-32 of it in 4 bytes
+          checksums [B] uint32 (CRC-32 of the recording's events), classes (JSON in UTF-8) and, if a split was
+          recorded, parts [B] uint8 (number in PARTS); CRC-32 of it in 4 bytes
 
 While it is packed there are PATH.part (header still zero) and PATH.journal: its first record is the source's digest,
 then one of 32 bytes a recording. A record is written only once the events before it are on disk.
@@ -28,11 +29,13 @@ from spikeloom.datasets.events import Events
 from spikeloom.datasets.packed import PackedEvents
 
 MAGIC = b"SPKLOOM1"
+PARTS = ("train", "validation", "test")
 HEADER_BYTES = 64
 EVENT_BYTES = 8
 MAX_SPAN_US = 2**32 - 1
 RECORD = struct.Struct("<qqqII")  # events (-1: left out), start, label, checksum of the events, checksum of the record
 
+_KINDS = {"offsets": "<i8", "starts": "<i8", "labels": "<i8", "checksums": "<u4"}
 _SIZES = struct.Struct("<II")
 _NUMBERS = struct.Struct("<5Q")
 
@@ -51,13 +54,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Tables:
-    """What is known of each recording: `offsets` `[B + 1]`, `starts`, `labels` and `checksums` `[B]`, class names."""
+    """What is known of each recording: `offsets` `[B + 1]`, `starts`, `labels` and `checksums` `[B]`, class names, and
+    `parts` `[B]`, None where no split was recorded.
+    """
 
     offsets: NDArray[np.int64]
     starts: NDArray[np.int64]
     labels: NDArray[np.int64]
     checksums: NDArray[np.uint32]
     classes: tuple[str, ...]
+    parts: NDArray[np.uint8] | None = None
 
 
 def to_words(events: Events) -> tuple[NDArray[np.int64], int]:
@@ -77,13 +83,23 @@ def to_words(events: Events) -> tuple[NDArray[np.int64], int]:
 
 
 def from_words(
-    words: Tensor, offsets: Tensor, starts: Tensor, height: int, width: int, labels: Tensor | None
+    words: Tensor,
+    offsets: Tensor,
+    starts: Tensor,
+    height: int,
+    width: int,
+    labels: Tensor | None,
+    *,
+    checked: bool = False,
 ) -> PackedEvents:
-    """Recordings from their words `[N]` int64, on the words' device; everything is checked."""
+    """Recordings from their words `[N]` int64, on the words' device; everything is checked, unless it was before."""
     start = torch.repeat_interleave(starts, offsets.diff(), output_size=len(words))
     t = (words >> 31) + start
     x, y, p = words >> 1 & 0x7FFF, words >> 16 & 0x7FFF, words & 1
-    return PackedEvents(t, x.to(torch.int16), y.to(torch.int16), p.to(torch.uint8), offsets, height, width, labels)
+    columns = (t, x.to(torch.int16), y.to(torch.int16), p.to(torch.uint8), offsets)
+    if checked:
+        return PackedEvents.trusted(*columns, height, width, labels)
+    return PackedEvents(*columns, height, width, labels)
 
 
 def pack_header(header: Header) -> bytes:
@@ -115,6 +131,8 @@ def pack_tables(tables: Tables) -> bytes:
     file = io.BytesIO()
     names = np.frombuffer(json.dumps(tables.classes).encode(), np.uint8)
     arrays: dict[str, Any] = {**vars(tables), "classes": names}
+    if tables.parts is None:
+        del arrays["parts"]
     np.savez(file, **arrays)
     data = file.getvalue()
     return data + struct.pack("<I", zlib.crc32(data))
@@ -134,7 +152,7 @@ def read_tables(data: bytes, header: Header) -> Tables:
         classes = tuple(map(str, json.loads(arrays.pop("classes").tobytes())))
         tables = Tables(**arrays, classes=classes)
         kinds = {name: array.dtype.str for name, array in arrays.items()}
-        if kinds != {"offsets": "<i8", "starts": "<i8", "labels": "<i8", "checksums": "<u4"}:
+        if kinds.pop("parts", "|u1") != "|u1" or kinds != _KINDS:
             raise ValueError(f"columns of {kinds}")
     except Exception as error:  # of a damaged file NumPy raises nearly anything
         raise ValueError(f"its tables cannot be read: {error}") from error
@@ -144,6 +162,7 @@ def read_tables(data: bytes, header: Header) -> Tables:
         or (offsets[0], offsets[-1]) != (0, header.events)
         or bool((np.diff(offsets) < 0).any())
         or any(len(column) != B for column in (tables.starts, tables.labels, tables.checksums))
+        or (tables.parts is not None and (tables.parts.shape != (B,) or bool((tables.parts >= len(PARTS)).any())))
     ):
         raise ValueError("its tables do not agree with its header")
     return tables

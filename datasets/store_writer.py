@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.store_format import (
     EVENT_BYTES,
     HEADER_BYTES,
+    PARTS,
     RECORD,
     Header,
     Tables,
@@ -58,6 +60,7 @@ def pack_store(
     width: int,
     *,
     classes: Sequence[str] = (),
+    parts: Sequence[int] | Tensor | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     progress: Progress | None = None,
 ) -> Packing:
@@ -71,6 +74,7 @@ def pack_store(
         dataset: of (Events, label) by number; an attribute `files` tells a changed source from the same one.
         height, width: of the sensor; recordings of smaller ones fit too.
         classes: names of the labels.
+        parts: a split to record, `[B]` numbers in `store_format.PARTS`, as `split_parts` draws; None: there is none.
         on_error: a recording that cannot be read: "stop" raises its error, "skip" leaves it out with a warning.
         progress: called with recordings done, their number, and events written.
 
@@ -83,6 +87,7 @@ def pack_store(
         raise ValueError(f"The path is {path}; an event store is a file that ends in .events.")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {on_error!r}; expected 'stop' or 'skip'.")
+    split = None if parts is None else _split(parts, len(dataset))
     part, journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".journal")
     with _opened(part) as events, _opened(journal) as log:
         try:
@@ -91,7 +96,7 @@ def pack_store(
             raise BlockingIOError(
                 f"Another process is packing to {path}; wait for it or choose another path."
             ) from error
-        records = _resume(path, events, log, _digest(dataset, height, width, classes))
+        records = _resume(path, events, log, _digest(dataset, height, width, classes, split))
         writer = _Writer(events, log, records)
         resumed = len(records)
         for index in range(resumed, len(dataset)):
@@ -99,7 +104,7 @@ def pack_store(
             if progress is not None:
                 progress(index + 1, len(dataset), writer.events_written)
         writer.sync()
-        _finish(events, records, height, width, tuple(classes))
+        _finish(events, records, (height, width), tuple(classes), split)
         os.replace(part, path)
         journal.unlink()
     _sync_folder(path.parent)
@@ -190,31 +195,51 @@ def _resume(path: Path, events: BinaryIO, log: BinaryIO, digest: bytes) -> list[
     return records
 
 
+def _split(parts: Sequence[int] | Tensor, count: int) -> NDArray[np.uint8]:
+    """The parts `[B]` as they are stored."""
+    split = np.asarray(parts, dtype=np.int64).reshape(-1)
+    if len(split) != count or bool((split < 0).any()) or bool((split >= len(PARTS)).any()):
+        raise ValueError(
+            f"parts has {len(split)} numbers, {sorted(set(split.tolist()))[:8]}, for {count} recordings; expected one "
+            f"each, 0 to {len(PARTS) - 1} for {', '.join(PARTS)}."
+        )
+    return split.astype(np.uint8)
+
+
 def _finish(
-    events: BinaryIO, records: list[tuple[int, ...]], height: int, width: int, classes: tuple[str, ...]
+    events: BinaryIO,
+    records: list[tuple[int, ...]],
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    split: NDArray[np.uint8] | None,
 ) -> None:
     """Tables and header: only now is the file a store."""
-    kept = np.array([r for r in records if r[0] != _LEFT_OUT], dtype=np.int64).reshape(-1, 4)
+    here = np.array([record[0] != _LEFT_OUT for record in records], dtype=bool)
+    kept = np.array(records, dtype=np.int64).reshape(-1, 4)[here]
+    parts = None if split is None else split[here]
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept[:, 0])))
-    tables = Tables(offsets, kept[:, 1].copy(), kept[:, 2].copy(), kept[:, 3].astype(np.uint32), classes)
+    tables = Tables(offsets, kept[:, 1].copy(), kept[:, 2].copy(), kept[:, 3].astype(np.uint32), classes, parts)
     data, total = pack_tables(tables), int(offsets[-1])
     place = HEADER_BYTES + total * EVENT_BYTES
     events.truncate(place)
     events.seek(place)
     events.write(data)
     _to_disk(events)
-    header = pack_header(Header(height, width, len(kept), total, place, len(data)))
+    header = pack_header(Header(*size, len(kept), total, place, len(data)))
     events.seek(0)
     events.write(header)
     _to_disk(events)
 
 
-def _digest(dataset: Labelled, height: int, width: int, classes: Sequence[str]) -> bytes:
+def _digest(
+    dataset: Labelled, height: int, width: int, classes: Sequence[str], split: NDArray[np.uint8] | None
+) -> bytes:
     """What makes two packings the same: number, files and labels of the recordings, and the settings."""
     files = [str(file) for file in getattr(dataset, "files", ())]
     labels: Any = getattr(dataset, "labels", None)
     labels = labels.tolist() if isinstance(labels, Tensor) else None
-    text = json.dumps([len(dataset), height, width, list(classes), files, labels])
+    recorded = [] if split is None else [split.tolist()]
+    text = json.dumps([len(dataset), height, width, list(classes), files, labels, *recorded])
     return b"SPKJRNL1" + hashlib.sha256(text.encode()).digest()[:24]
 
 

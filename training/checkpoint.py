@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.datasets.image_files import ImageFiles
+from spikeloom.datasets.store_parts import StorePart
 from spikeloom.datasets.token_ids import Tokenizer
 from spikeloom.models.files import (
     CONFIG,
@@ -222,7 +223,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_classes(description: Description, recordings: Part) -> None:
-    """Refuse images of other classes than the network was trained on: their labels are other outputs' numbers.
+    """Refuse images or stored events of classes other than the trained ones: their labels are other outputs' numbers.
 
     Of a checkpoint without names of classes only their number is known.
 
@@ -230,7 +231,7 @@ def check_classes(description: Description, recordings: Part) -> None:
         ValueError: the classes differ.
     """
     trained, recipe = description.classes, description.recipe
-    if not isinstance(recordings, ImageFiles) or recipe.task != "classify":
+    if not isinstance(recordings, ImageFiles | StorePart) or recipe.task != "classify":
         return
     names = recordings.classes
     where = recordings.says.partition(":")[0]

@@ -206,7 +206,13 @@ class Batches:
     def in_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """All recordings as they are, with their labels; or of every so many batches one, from `first` on."""
         parts = torch.arange(self.recordings).split(self.batch_size)[first::step]
-        plain = self.inputs.plain(parts) if isinstance(self.inputs, StreamedImages) else map(self.inputs.plain, parts)
+        plain: Iterator[Tensor]
+        if isinstance(self.inputs, StreamedImages):
+            plain = self.inputs.plain(parts)
+        elif isinstance(self.inputs, EventFrames):
+            plain = map(self.inputs.plain, self.inputs.reads(parts))
+        else:
+            plain = map(self.inputs.plain, parts)
         for indices, inputs in zip(parts, plain, strict=True):
             yield inputs, self._labels(indices)
 
@@ -235,21 +241,23 @@ class Batches:
             parts = ((*drawn(batch), rows) for batch in batches for rows in self._rows(batch))
             yield from self.inputs.batches(parts, self.labels, epoch)
             return
+        if isinstance(self.inputs, EventFrames):
+            reads = self.inputs.reads(drawn(batch)[0] for batch in batches)
+            for batch, read in zip(batches, reads, strict=True):
+                indices, generator = drawn(batch)
+                frames = self.inputs.augmented(read, generator)
+                labels = self._labels(indices)
+                yield from self._divided(batch, *mix(frames, labels, self._classes, self.augment, epoch, generator))
+            return
         for batch in batches:
             if isinstance(self.inputs, NormalImages):
                 for rows in self._rows(batch):  # each draws the numbers of the whole batch
                     indices, generator = drawn(batch)
                     yield self.inputs.batch(indices, self.labels, epoch, generator, rows)
             else:
-                yield from self._divided(batch, *self._changed(*drawn(batch), epoch))
-
-    def _changed(self, indices: Tensor, generator: torch.Generator, epoch: int) -> tuple[Tensor, Tensor]:
-        """A whole batch of frames or sequences, whose changes are drawn while they are made."""
-        if isinstance(self.inputs, SequenceInputs):
-            return self.inputs.batch(indices, self._labels(indices), self._classes, generator)
-        assert isinstance(self.inputs, EventFrames)
-        frames = self.inputs.augmented(indices, generator)
-        return mix(frames, self._labels(indices), self._classes, self.augment, epoch, generator)
+                indices, generator = drawn(batch)
+                made = self.inputs.batch(indices, self._labels(indices), self._classes, generator)
+                yield from self._divided(batch, *made)
 
     def _rows(self, batch: int) -> list[Tensor | None]:
         """This process's parts of a batch; None: all of it."""

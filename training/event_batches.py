@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from spikeloom.datasets import (
     PackedEvents,
+    StorePart,
     flip_frames,
     random_drop,
     random_rotation,
@@ -18,16 +21,19 @@ from spikeloom.datasets.frame_augment import one_operation_each
 from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
+from spikeloom.training.stored_events import StoredEvents, Words
 
 MAX_CACHE_BYTES = 2 * 2**30
 """Frames of a part that take no more are binned once and kept."""
+_CELLS = 2**26  # counters at once for that
 
 
 class EventFrames:
     """Frames `[T, B, 2, H, W]` float32 (channels-last in memory) of recordings.
 
     With no change of events but a shift, frames are binned once and the frames are shifted, which gives the same
-    numbers as shifting events; otherwise events are changed and binned for every batch.
+    numbers as shifting events; otherwise events are changed and binned for every batch. Frames of an event store that
+    are too large to keep are binned for every batch, too, straight from the file.
 
     Shifts count pixels of the sensor; `Data.pool` follows them, and flip, frame_op and crop see the pooled frames.
 
@@ -36,19 +42,23 @@ class EventFrames:
     """
 
     def __init__(
-        self, recordings: PackedEvents | StoredFrames, data: Data, device: torch.device, augment: Augment
+        self, recordings: PackedEvents | StorePart | StoredFrames, data: Data, device: torch.device, augment: Augment
     ) -> None:
         self.data, self.augment = data, augment
-        on_events = bool(augment.rotate_degrees or augment.drop or augment.jitter_us)
-        self._events: PackedEvents | None = None
+        self._on_events = bool(augment.rotate_degrees or augment.drop or augment.jitter_us)
+        self._events: PackedEvents | StoredEvents | None = None
         if isinstance(recordings, StoredFrames):
             self._frames: Tensor | None = recordings.frames.to(device).transpose(0, 1)
             height, width = self._frames.shape[-2:]
         else:
-            self._events = recordings.to(device)
             height, width = recordings.height, recordings.width
-            size = len(recordings) * data.T * 2 * height * width
-            self._frames = self._bin_all(self._events) if not on_events and size <= MAX_CACHE_BYTES else None
+            if isinstance(recordings, StorePart):
+                self._events = StoredEvents(recordings, data, device)
+            else:
+                self._events = recordings.to(device)
+            count, cells = len(recordings), data.T * 2 * height * width
+            kept = not self._on_events and count * cells <= MAX_CACHE_BYTES
+            self._frames = self._bin_all(count, cells) if kept else None
         if height % data.pool or width % data.pool:
             raise ValueError(
                 f"Data.pool is {data.pool}, but the frames of {data.name} have {height} x {width} pixels; expected a "
@@ -58,18 +68,24 @@ class EventFrames:
         if data.crop is not None and data.crop > min(height, width):
             raise ValueError(f"Data.crop is {data.crop}, but the frames of {data.name} have {height} x {width} pixels.")
 
-    def plain(self, indices: Tensor) -> Tensor:
-        """The frames of recordings `[B]` as they are."""
-        return self._encode(self._pooled(self._counts(indices)))
+    def reads(self, batches: Iterable[Tensor]) -> Iterator[Tensor | Words]:
+        """What `plain` and `augmented` take, for the recordings `[B]` of each batch: read ahead from an event store."""
+        if isinstance(self._events, StoredEvents) and self._frames is None:
+            return self._events.reads(batches)
+        return iter(batches)
 
-    def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def plain(self, given: Tensor | Words) -> Tensor:
+        """The frames of recordings `[B]` as they are."""
+        return self._encode(self._pooled(self._counts(given)))
+
+    def augmented(self, given: Tensor | Words, generator: torch.Generator) -> Tensor:
         """The frames of recordings `[B]`, changed at random."""
         change = self.augment
-        if self._frames is not None:
-            frames = self._counts(indices)
-            frames = shift_frames(frames, change.shift_px, generator) if change.shift_px else frames
+        if self._on_events or (self._frames is None and isinstance(self._events, PackedEvents)):
+            frames = bin_events(self._changed(given, generator), self.data)
         else:
-            frames = bin_events(self._changed(indices, generator), self.data)
+            frames = self._counts(given)
+            frames = shift_frames(frames, change.shift_px, generator) if change.shift_px else frames
         frames = self._pooled(frames)
         if change.flip:
             frames = flip_frames(frames, generator, change.flip)
@@ -77,8 +93,8 @@ class EventFrames:
             frames = one_operation_each(frames, generator, cutout="area")  # as the authors' scripts cut
         return self._encode(frames)
 
-    def _changed(self, indices: Tensor, generator: torch.Generator) -> PackedEvents:
-        change, events = self.augment, self._select(indices)
+    def _changed(self, given: Tensor | Words, generator: torch.Generator) -> PackedEvents:
+        change, events = self.augment, self._select(given)
         if change.rotate_degrees:
             events = random_rotation(events, change.rotate_degrees, generator)
         if change.shift_px:
@@ -89,20 +105,30 @@ class EventFrames:
             events = time_jitter(events, change.jitter_us, generator)
         return events
 
-    def _counts(self, indices: Tensor) -> Tensor:
+    def _counts(self, given: Tensor | Words) -> Tensor:
         """Counts (or 0 and 1) `[T, B, 2, H, W]`."""
         if self._frames is None:
-            return bin_events(self._select(indices), self.data)
-        (place,) = sent([indices], self._frames.device)
+            return self._binned(given)
+        assert isinstance(given, Tensor)
+        (place,) = sent([given], self._frames.device)
         return self._frames[:, place]
 
-    def _select(self, indices: Tensor) -> PackedEvents:
-        assert self._events is not None  # only stored frames come without, and they are always kept
-        return self._events.select(indices)
+    def _binned(self, given: Tensor | Words) -> Tensor:
+        if isinstance(self._events, StoredEvents):
+            return self._events.frames(given)
+        return bin_events(self._select(given), self.data)
 
-    def _bin_all(self, events: PackedEvents) -> Tensor:
-        """All frames, in the smallest dtype that holds them; binned in parts, because binning needs int64."""
-        parts = [narrow(bin_events(events.select(part), self.data)) for part in torch.arange(len(events)).split(256)]
+    def _select(self, given: Tensor | Words) -> PackedEvents:
+        if isinstance(self._events, StoredEvents):
+            return self._events.events(given)
+        assert self._events is not None  # only stored frames come without, and they are always kept
+        assert isinstance(given, Tensor)
+        return self._events.select(given)
+
+    def _bin_all(self, count: int, cells: int) -> Tensor:
+        """All frames, so many cells each, in the smallest dtype that holds them; binned in parts, as it needs int64."""
+        at_once = max(1, min(256, _CELLS // cells))
+        parts = [narrow(self._binned(part)) for part in torch.arange(count).split(at_once)]
         return torch.cat(parts, dim=1)  # in the widest dtype of a part
 
     def _pooled(self, frames: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ class Data:
 
     name: str = "saccade_mnist"
     """Data set: saccade_mnist or moving_shapes (simulated, embedded), or one read from --root: events of nmnist,
-    cifar10_dvs, dvs_gesture, paf and efaction, images of mnist, fashion_mnist, cifar10, cifar100, imagenet and
-    image_folder (folders of classes).
-    Texts: king_james (embedded), text_file and indexed_text (<prefix>.bin and .idx). Sequences: random_manifolds
-    (simulated), or from --root shd, ssc, speech_commands and spoken_digits."""
+    cifar10_dvs, dvs_gesture, paf, efaction and event_store (what `spikeloom data pack` wrote: an .events file with a
+    recorded split, or a folder of train.events and test.events), images of mnist, fashion_mnist, cifar10, cifar100,
+    imagenet and image_folder (folders of classes). Texts: king_james (embedded), text_file and indexed_text
+    (<prefix>.bin and .idx). Sequences: random_manifolds (simulated), or from --root shd, ssc, speech_commands and
+    spoken_digits."""
     root: Annotated[str | None, UNPREFIXED] = None
     """Folder of the recordings or images, for data sets that are read from files; of a text, the file itself, too."""
     T: Annotated[int, UNPREFIXED] = 8

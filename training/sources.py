@@ -27,15 +27,17 @@ from spikeloom.datasets.manifolds import random_manifolds
 from spikeloom.datasets.moving_shapes import moving_shapes
 from spikeloom.datasets.rand_augment import SPIKFORMER_OPERATIONS, TIMM_OPERATIONS, RandAugment
 from spikeloom.datasets.sequences import Sequences
+from spikeloom.datasets.store_parts import StorePart, open_parts
 from spikeloom.models.config import nearest
 from spikeloom.training.frame_store import StoredFrames, store_frames
 from spikeloom.training.recipe import Augment, Data
 from spikeloom.training.sequence_batches import check_sequences
+from spikeloom.training.stored_events import STORES, load_store
 from spikeloom.training.text_batches import Text, check_text, load_text
 
-Recordings = PackedEvents | StoredFrames | Images | ImageFiles | Sequences
-"""What a part is held as: events, frames that were binned when they were read, images, names of files of images, or
-sequences."""
+Recordings = PackedEvents | StorePart | StoredFrames | Images | ImageFiles | Sequences
+"""What a part is held as: events in memory or in an event store, frames that were binned when they were read, images,
+names of files of images, or sequences."""
 Part = Recordings | Text
 """Or a text."""
 
@@ -48,7 +50,8 @@ class Source:
     results on it are called. mean, std: of the training
     images, by channel, in units of the full range; empty for events. stored: events are binned when they are read.
     streamed: images stay in their files. count: finds num_classes where it depends on the files. of_text: token
-    ids, whose number depends on the tokenizer. channels: those of sequences; None: no sequences.
+    ids, whose number depends on the tokenizer. channels: those of sequences; None: no sequences. has_validation: tells
+    validates where it depends on the files.
     """
 
     load: Callable[[Data, str], Part]
@@ -62,6 +65,7 @@ class Source:
     of_text: bool = False
     channels: Callable[[Data], int] | None = None
     validates: bool = False
+    has_validation: Callable[[Data], bool] | None = None
 
     @property
     def of_images(self) -> bool:
@@ -90,6 +94,8 @@ def source(data: Data) -> Source:
     if data.name not in SOURCES:
         raise ValueError(f"There is no data set {data.name!r}{nearest(data.name, SOURCES)} for recipes.")
     found = SOURCES[data.name]
+    if found.has_validation is not None:
+        found = replace(found, validates=found.has_validation(data))
     return found if found.count is None else replace(found, num_classes=found.count(data))
 
 
@@ -176,7 +182,7 @@ def make_rand_augment(augment: Augment, found: Source) -> RandAugment | None:
 
 def classes_of(recordings: Part) -> tuple[str, ...] | None:
     """Names of the classes by label where the files say them; None: they are the data set's own."""
-    return recordings.classes if isinstance(recordings, ImageFiles) else None
+    return recordings.classes if isinstance(recordings, (ImageFiles, StorePart)) else None
 
 
 def take(recordings: Recordings, limit: int | None) -> Recordings:
@@ -280,6 +286,10 @@ def _load_files(read: Callable[..., ImageFiles], holds: str, data: Data, part: s
     return read(_root(data, holds), _name(part))
 
 
+def _parts(data: Data) -> dict[str, StorePart]:
+    return open_parts(_root(data, STORES))
+
+
 def _count_classes(data: Data) -> int:
     return len(class_names(_root(data, _CLASS_FOLDERS)))
 
@@ -311,12 +321,19 @@ _FASHION = partial(_load_grey, fashion_mnist, "https://github.com/zalandoresearc
 
 SOURCES = {
     "saccade_mnist": Source(_load_saccades, 10, "simulated events of MNIST images, not N-MNIST"),
-    "moving_shapes": Source(_load_shapes, 4, "simulated events of moving shapes, told by the order of motions"),
+    "moving_shapes": Source(_load_shapes, 2, "simulated events of moving shapes, told by the order of motions"),
     "nmnist": Source(_load_nmnist, 10, "N-MNIST recordings"),
     "cifar10_dvs": Source(_load_cifar10_dvs, 10, "CIFAR10-DVS recordings", stored=True),
     "dvs_gesture": Source(_load_gesture, 11, "DVS128 Gesture recordings", stored=True),
     "paf": Source(partial(_load_actions, PAF), PAF.classes, "PAF action recordings", stored=True),
     "efaction": Source(partial(_load_actions, EFAction), EFAction.classes, "E-FAction recordings", stored=True),
+    "event_store": Source(
+        lambda data, part: load_store(_root(data, STORES), data, part),
+        0,
+        "packed recordings",
+        count=lambda data: len(_parts(data)["train"].classes),
+        has_validation=lambda data: "validation" in _parts(data),
+    ),
     "mnist": Source(_MNIST, 10, "MNIST images, direct encoding", (0.1307,), (0.3081,)),
     "fashion_mnist": Source(_FASHION, 10, "Fashion-MNIST images, direct encoding", (0.2860,), (0.3530,)),
     "cifar10": Source(

@@ -1,4 +1,4 @@
-"""The CPU kernels of events (events.cpp), compiled at first use. Columns are contiguous and on the CPU."""
+"""The CPU kernels of events (events.cpp, evt.cpp), compiled at first use. Columns are contiguous and on the CPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spikeloom.kernels.cpu import run as weave
 
 _PER_THREAD = 2**18  # events that are worth a thread
 _NUMBER = ctypes.c_int64
+_RETURNING = ("loom_count_words", "loom_evt2", "loom_evt3", "loom_unpack")
 
 
 def edges(t: Tensor, offsets: Tensor, times: Tensor) -> Tensor:
@@ -26,27 +27,51 @@ def edges(t: Tensor, offsets: Tensor, times: Tensor) -> Tensor:
 
 def count(x: Tensor, y: Tensor, p: Tensor, edges: Tensor, height: int, width: int) -> Tensor:
     """Counts `[T, B, 2, H, W]` int32: bin k of recording b is the events edges[b, k] ... edges[b, k + 1] - 1."""
-    B, T = edges.shape[0], edges.shape[1] - 1
-    counts = _zeros(T, B, 2, height, width)
-    planes = (torch.arange(T)[None] * B + torch.arange(B)[:, None]).contiguous()
-    begin, end = edges[:, :-1].contiguous(), edges[:, 1:].contiguous()
-    _call("loom_count", x, y, p, begin, end, planes, B * T, height, width, _threads(len(x)), counts)
+    counts, rest = _counters(edges, height, width)
+    _call("loom_count", x, y, p, *rest, counts)
     return counts
 
 
-def count_words(
-    words: int, begin: Tensor, end: Tensor, start: int, spans: Tensor, T: int, height: int, width: int
-) -> tuple[Tensor, int]:
-    """Counts `[T, B, 2, H, W]` int32 of stored words, and how many events lie off the sensor.
+def word_edges(words: int, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:
+    """`edges` of stored words (see `count_words`): numbers `[B, K]` of the first at or after times `[B, K]` of b.
 
-    `words` is the address of the first, which may be mapped read-only, as no tensor can be. Recording b is words
-    begin[b] ... end[b] - 1; its bins are over spans[b] microseconds from `start`.
+    Recording b is words begin[b] ... end[b] - 1; its times count from its first event, and may be below 0.
     """
-    B = len(begin)
-    counts = _zeros(T, B, 2, height, width)
-    threads = min(B, _threads(int((end - begin).sum())))
-    given = (words, begin, end, B, start, spans, T, height, width, max(1, threads), counts)
-    return counts, _call("loom_count_words", *given)
+    found = torch.empty_like(times)
+    _call("loom_word_edges", words, begin, end, times, *times.shape, found)
+    return found
+
+
+def count_words(words: int, edges: Tensor, height: int, width: int) -> tuple[Tensor, int]:
+    """Counts `[T, B, 2, H, W]` int32 of stored words between edges `[B, T + 1]`, and how many lie off the sensor.
+
+    `words` is the address of the first, which may be mapped read-only, as no tensor can be.
+    """
+    counts, rest = _counters(edges, height, width)
+    return counts, _call("loom_count_words", words, *rest, counts)
+
+
+def unpack(
+    words: int, begin: Tensor, end: Tensor, start: Tensor, height: int, width: int
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], int]:
+    """Columns t, x, y, p `[N]` of stored words (see `word_edges`), and how many events are off the sensor or not in
+    order of time. Times count from start[b].
+    """
+    columns = _columns(int((end - begin).sum()))
+    wrong = _call("loom_unpack", words, begin, end, start, len(begin), height, width, *columns)
+    return columns, wrong
+
+
+def evt_count(words: int, length: int, version: int) -> int:
+    """How many events `length` words of Prophesee's EVT 2.0 (32 bits) or 3.0 (16 bits) hold, from an address on."""
+    return _call(f"loom_evt{version}", words, length, 0, 0, 0, 0)
+
+
+def evt(words: int, length: int, version: int, events: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """These events: t `[N]` int64, x, y `[N]` int16, at most 32,767, and p `[N]` uint8; N is what `evt_count` said."""
+    columns = _columns(events)
+    _call(f"loom_evt{version}", words, length, *columns)
+    return columns
 
 
 def refractory(t: Tensor, x: Tensor, y: Tensor, offsets: Tensor, period: int, height: int, width: int) -> Tensor:
@@ -68,9 +93,19 @@ def _filter(
     return keep
 
 
-def _zeros(*shape: int) -> Tensor:
-    """Counters at 0, as the system hands out memory: pages that no event touches are never written."""
-    return torch.from_numpy(np.zeros(shape, np.int32))
+def _columns(events: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for t, x, y, p `[N]`, from NumPy, which asks for large pages."""
+    t, x, y, p = (torch.from_numpy(np.empty(events, kind)) for kind in (np.int64, np.int16, np.int16, np.uint8))
+    return t, x, y, p
+
+
+def _counters(edges: Tensor, height: int, width: int) -> tuple[Tensor, tuple[Tensor | int, ...]]:
+    """Counters `[T, B, 2, H, W]` int32, which the kernel sets to 0 frame by frame, and what else it is given."""
+    B, T = edges.shape[0], edges.shape[1] - 1
+    begin, end = edges[:, :-1].contiguous(), edges[:, 1:].contiguous()
+    planes = (torch.arange(T)[None] * B + torch.arange(B)[:, None]).contiguous()
+    counts = torch.from_numpy(np.empty((T, B, 2, height, width), np.int32))  # NumPy asks for large pages
+    return counts, (begin, end, planes, B * T, height, width, _threads(int((end - begin).sum())))
 
 
 def _threads(events: int) -> int:
@@ -87,10 +122,10 @@ def _call(name: str, *given: Tensor | int) -> int:
         else:
             arguments.append(_NUMBER(value))
     function = getattr(_library(), name)
-    function.restype = _NUMBER if name == "loom_count_words" else None
+    function.restype = _NUMBER if name in _RETURNING else None
     return int(function(*arguments) or 0)
 
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    return build.load(Path(__file__).with_name("events.cpp").read_text())
+    return build.load("".join(Path(__file__).with_name(name).read_text() for name in ("events.cpp", "evt.cpp")))

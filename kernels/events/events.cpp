@@ -2,6 +2,7 @@
 // checked lengths, and coordinates of columns (not of stored words, which come from a file and are checked here).
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 extern "C" {
 
@@ -14,45 +15,71 @@ void loom_edges(const int64_t* t, const int64_t* offsets, const int64_t* times, 
     }
 }
 
-// counts [planes, 2, H, W] += events begin[s] ... end[s] - 1, in plane[s]; no plane occurs twice.
+// Event numbers [B, K] of the first word of recording b, words begin[b] ... end[b] - 1, at or after times[b, k].
+void loom_word_edges(const int64_t* words, const int64_t* begin, const int64_t* end, const int64_t* times, int64_t B,
+                     int64_t K, int64_t* edges) {
+    for (int64_t b = 0; b < B; ++b) {
+        const int64_t *first = words + begin[b], *last = words + end[b];
+        for (int64_t k = 0; k < K; ++k) {
+            const int64_t time = std::max<int64_t>(times[b * K + k], 0);
+            // times have 32 bits: a later one would not fit into a word
+            edges[b * K + k] = (time > UINT32_MAX ? last : std::lower_bound(first, last, time << 31)) - words;
+        }
+    }
+}
+
+// counts [planes, 2, H, W] of events begin[s] ... end[s] - 1, in plane[s]; no plane occurs twice. Each is set to 0 just
+// before, so that it is in the cache when its events, which follow one another, are counted.
 void loom_count(const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* begin, const int64_t* end,
                 const int64_t* plane, int64_t segments, int64_t H, int64_t W, int64_t threads, int32_t* counts) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t s = 0; s < segments; ++s) {
         int32_t* to = counts + plane[s] * 2 * H * W;
+        std::memset(to, 0, 2 * H * W * sizeof(int32_t));
         const int32_t h = (int32_t)H, w = (int32_t)W;
         for (int64_t i = begin[s]; i < end[s]; ++i) ++to[(p[i] * h + y[i]) * w + x[i]];
     }
 }
 
-// The same for stored words, t << 31 | y << 16 | x << 1 | p, bin k of T over `span` microseconds from `start`:
-// k = (t - start) * T / span, at most T - 1, for start <= t <= start + span. Recording b is words
-// begin[b] ... end[b] - 1 and goes to planes k * B + b. Returns how many lie off the sensor (and are not counted).
-int64_t loom_count_words(const int64_t* words, const int64_t* begin, const int64_t* end, int64_t B, int64_t start,
-                         const int64_t* spans, int64_t T, int64_t H, int64_t W, int64_t threads, int32_t* counts) {
+// The same for stored words, t << 31 | y << 16 | x << 1 | p. Returns how many lie off the sensor (not counted).
+int64_t loom_count_words(const int64_t* words, const int64_t* begin, const int64_t* end, const int64_t* plane,
+                         int64_t segments, int64_t H, int64_t W, int64_t threads, int32_t* counts) {
     int64_t strays = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1) reduction(+ : strays)
-    for (int64_t b = 0; b < B; ++b) {
-        const int64_t *at = words + begin[b], *last = words + end[b];
-        at = std::lower_bound(at, last, start << 31);
-        for (int64_t k = 0; k < T; ++k) {
-            // ceil((k + 1) * span / T): where the next bin begins; the last bin includes the end
-            const int64_t next = k == T - 1 ? spans[b] + 1 : ((k + 1) * spans[b] + T - 1) / T;
-            // times have 32 bits: a later edge would not fit into a word
-            const int64_t* stop = start + next > UINT32_MAX ? last : std::lower_bound(at, last, (start + next) << 31);
-            int32_t* to = counts + (k * B + b) * 2 * H * W;
-            for (; at < stop; ++at) {
-                const uint32_t low = (uint32_t)(*at & 0x7fffffff);
-                const uint32_t x = low >> 1 & 0x7fff, y = low >> 16;
-                if (x < (uint32_t)W && y < (uint32_t)H) {
-                    ++to[((low & 1) * (uint32_t)H + y) * (uint32_t)W + x];
-                } else {
-                    ++strays;
-                }
+    for (int64_t s = 0; s < segments; ++s) {
+        int32_t* to = counts + plane[s] * 2 * H * W;
+        std::memset(to, 0, 2 * H * W * sizeof(int32_t));
+        for (int64_t i = begin[s]; i < end[s]; ++i) {
+            const uint32_t low = (uint32_t)(words[i] & 0x7fffffff);
+            const uint32_t x = low >> 1 & 0x7fff, y = low >> 16;
+            if (x < (uint32_t)W && y < (uint32_t)H) {
+                ++to[((low & 1) * (uint32_t)H + y) * (uint32_t)W + x];
+            } else {
+                ++strays;
             }
         }
     }
     return strays;
+}
+
+// The words of recordings b, begin[b] ... end[b] - 1, one after the other as columns; their times count from start[b].
+// Returns how many events lie off the sensor, before time 0 or before the event in front of them.
+int64_t loom_unpack(const int64_t* words, const int64_t* begin, const int64_t* end, const int64_t* start, int64_t B,
+                    int64_t H, int64_t W, int64_t* t, int16_t* x, int16_t* y, uint8_t* p) {
+    int64_t wrong = 0;
+    for (int64_t b = 0; b < B; ++b) {
+        const int64_t events = end[b] - begin[b], *from = words + begin[b];
+        for (int64_t i = 0; i < events; ++i) {
+            t[i] = (from[i] >> 31) + start[b];
+            x[i] = (int16_t)(from[i] >> 1 & 0x7fff);
+            y[i] = (int16_t)(from[i] >> 16 & 0x7fff);
+            p[i] = (uint8_t)(from[i] & 1);
+            wrong += (x[i] >= W) | (y[i] >= H) | (t[i] < 0);
+        }
+        for (int64_t i = 1; i < events; ++i) wrong += t[i] < t[i - 1];
+        t += events, x += events, y += events, p += events;
+    }
+    return wrong;
 }
 
 // keep[i] = 1 unless the last kept event of the pixel is less than `period` microseconds old. room: [H, W].

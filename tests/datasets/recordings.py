@@ -156,20 +156,50 @@ ENCODERS: dict[str, tuple[str, Callable[[Columns], bytes]]] = {
 
 
 def store(events: Columns) -> bytes:
-    """An event store of two recordings."""
+    """An event store of two recordings, one to train and one to test on."""
     from spikeloom.datasets import Events, pack_store
 
     made = Events.from_arrays(*events, HEIGHT, WIDTH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.events"
-        pack_store(path, [(made, 0), (made[:20], 1)], HEIGHT, WIDTH, classes=["a", "b"])
+        pack_store(path, [(made, 0), (made[:20], 1)], HEIGHT, WIDTH, classes=["a", "b"], parts=[0, 2])
         return path.read_bytes()
+
+
+def packed(events: Columns) -> bytes:
+    """A file of PackedEvents.save, of two recordings with labels."""
+    from spikeloom.datasets import Events, PackedEvents
+
+    made = Events.from_arrays(*events, HEIGHT, WIDTH)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.npz"
+        PackedEvents.from_events([made, made[:20]], [0, 1]).save(path)
+        return path.read_bytes()
+
+
+def spikes(recordings: int = 4, **options: Any) -> bytes:
+    """A file laid out as those of SHD and SSC: spikes of units, times in seconds as float16."""
+    import h5py
+
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    with h5py.File(file, "w") as root:
+        for name, kind in (("times", np.float16), ("units", np.uint16)):
+            rows = root.create_dataset(f"spikes/{name}", (recordings,), dtype=h5py.vlen_dtype(kind), **options)
+            for i in range(recordings):
+                drawn = np.sort(rng.random(30)) if name == "times" else rng.integers(0, 700, 30)
+                rows[i] = drawn.astype(kind)
+        root["labels"] = np.arange(recordings, dtype=np.uint16) % 2
+        root["extra/speaker"] = np.zeros(recordings, np.uint16)
+        root["extra/keys"] = np.array([b"zero", b"one"])
+    return file.getvalue()
 
 
 def samples() -> dict[str, tuple[str, bytes]]:
     """Suffix and bytes of one sound recording of each kind."""
     found = {name: (suffix, encode(columns())) for name, (suffix, encode) in ENCODERS.items()}
     found["store"] = (".events", store(columns()))
+    found["packed_events"] = (".npz", packed(columns()))
+    found["shd"], found["ssc_packed"] = (".h5", spikes()), (".h5", spikes(chunks=(2,), compression="gzip"))
     for kind in ("lz4", "plain", "zstd"):
         found[f"aedat4_{kind}"] = (".aedat4", (DATA / f"dv_processing_{kind}.aedat4").read_bytes())
     return found
@@ -182,13 +212,21 @@ def samples_once() -> dict[str, tuple[str, bytes]]:
 
 
 def read(path: Path, max_events: int) -> Any:
-    """Read a recording, or everything in a store."""
-    from spikeloom.datasets import EventStore, read_events
+    """Read a recording, or everything in a file of many; what files of one suffix hold is told by their names."""
+    import torch
 
+    from spikeloom.datasets import EventStore, PackedEvents, heidelberg, open_parts, read_events
+
+    if path.stem.startswith(("shd", "ssc")):
+        return heidelberg.read_file(path)
+    if path.stem.startswith("packed_events"):
+        return PackedEvents.load(path)
     if path.suffix != ".events":
         return read_events(path, max_events=max_events)
     opened = EventStore(path)
     opened.verify()
+    if opened.parts is not None:
+        open_parts(path)["train"].frames_by_number(torch.zeros(1, dtype=torch.int64), 3)
     opened.frames(range(len(opened)), 3)
     return opened.select(range(len(opened)))
 

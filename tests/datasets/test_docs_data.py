@@ -18,7 +18,7 @@ def test_blocks_run_and_print_what_the_page_says(capsys: pytest.CaptureFixture[s
     blocks = re.findall(
         r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", PAGE.read_text(encoding="utf-8"), re.S | re.M
     )
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block, printed in blocks:
         exec(block, names)
         assert capsys.readouterr().out == printed, block

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spikeloom_tests.datasets import recordings as made
 
-from spikeloom.datasets import Events, PackedEvents, event_format, read_events
+from spikeloom.datasets import Events, PackedEvents, Sequences, event_format, prophesee_raw, read_events
+from spikeloom.kernels.backends import choose
 
 KINDS = tuple(made.ENCODERS)
 FORMAT = {"evt2": "raw", "evt3": "raw", "mat_packed": "mat", "hdf5_packed": "hdf5"}
@@ -96,9 +97,31 @@ def test_blocks_do_not_show(kind: str, block: int, tmp_path: Path, monkeypatch: 
     t = np.repeat(t[::6], 6)  # vectors
     path = written(tmp_path, kind, (t, np.sort(x.reshape(-1, 6), axis=1).reshape(-1), np.repeat(y[::6], 6), p))
     whole = read_events(path, 128, 128, rebase=False)
-    monkeypatch.setattr("spikeloom.datasets.prophesee_raw._BLOCK", block)
+    monkeypatch.setattr(prophesee_raw, "_BLOCK", block)
+    monkeypatch.setattr(prophesee_raw, "choose", lambda *_: "reference")  # the compiled loop has no blocks
     same(read_events(path, 128, 128, rebase=False), tuple(getattr(whole, n).numpy() for n in "txyp"))  # type: ignore[arg-type]
     assert whole.t.tolist() == t.tolist()
+
+
+@pytest.mark.parametrize("version", ["2", "3"])
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.integers(0, 3_000), kinds=st.integers(1, 2**16 - 1))
+def test_the_compiled_decoder_is_the_other_bit_for_bit(version: str, seed: int, length: int, kinds: int) -> None:
+    """Random words of random types: vectors without end, turns of the counter, events before any time or row."""
+    if choose("auto", "cpu") != "cpu":
+        pytest.skip("needs a C++ compiler")
+    rng, (kind, bits) = np.random.default_rng(seed), (np.uint32, 28) if version == "2" else (np.uint16, 12)
+    types = np.array([number for number in range(16) if kinds >> number & 1] + [0, 2, 3, 4, 5, 8], kind)
+    words = types[rng.integers(0, len(types), length)] << bits | rng.integers(0, 2**bits, length).astype(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = prophesee_raw._decoded("a.raw", words, version, 10**9)
+        patch.setattr(prophesee_raw, "choose", lambda *_: "reference")
+        patch.setattr(prophesee_raw, "_BLOCK", 1_000)
+        plain = prophesee_raw._decoded("a.raw", words, version, 10**9)
+    assert length < 500 or len(plain[0])
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
 
 
 def test_dat_of_version_1_and_without_header(tmp_path: Path) -> None:
@@ -186,7 +209,7 @@ def test_unknown_files(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_are_read_or_refused(kind: str, seed: int, tmp_path: Path) -> None:
     suffix, sound = made.samples_once()[kind]
-    path = tmp_path / f"damaged{suffix}"
+    path = tmp_path / f"{kind}{suffix}"
     path.write_bytes(made.damage(sound, np.random.default_rng(seed)))
     try:
         events = made.read(path, 100_000)
@@ -194,7 +217,10 @@ def test_damaged_files_are_read_or_refused(kind: str, seed: int, tmp_path: Path)
         says = str(error)
     else:
         says = str(path)
-        assert bool((events.t >= 0).all())
+        if isinstance(events, Sequences):
+            assert int(events.offsets[-1]) == len(events.values)
+        else:
+            assert bool((events.t >= 0).all())
         if isinstance(events, Events):
             assert bool((events.t[1:] >= events.t[:-1]).all())
     assert str(path) in says

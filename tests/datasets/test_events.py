@@ -106,6 +106,18 @@ def test_each_missing_field_is_noticed(missing: str) -> None:
         Events.from_structured(np.zeros(2, dtype=fields), 5, 7)
 
 
+def test_narrow_columns_stay_narrow_and_share_nothing() -> None:
+    x, y, p = np.array([255, 3], np.uint8), np.array([299, 0], np.int16), np.array([1, 0], np.uint8)
+    events = Events.from_arrays(np.array([7, 9], np.uint8), x, y, p, 300, 256)
+    x[0], y[0], p[0] = 0, 0, 0
+    assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == ([255, 3], [299, 0], [1, 0])
+    assert (events.t.dtype, events.x.dtype, events.p.dtype) == (torch.int64, torch.int16, torch.uint8)
+    with pytest.raises(ValueError, match=r"Event 1 of 2 is at x=0, y=200, outside .* height 200 x width 30000"):
+        Events.from_arrays([0, 1], [0, 0], np.array([0, 200], np.uint8), [0, 1], 200, 30_000)
+    with pytest.raises(ValueError, match="polarity 2"):
+        Events.from_arrays([0], [0], [0], np.array([2], np.uint8), 5, 5)
+
+
 def test_time_slices_put_end_to_end_are_the_whole() -> None:
     events = small(t=[0, 5, 5])
     parts = [events.time_slice(0, 5), events.time_slice(5, 6)]

@@ -202,3 +202,18 @@ def test_gpu_counts_as_cpu_does(make_packed: Any, binning: Any) -> None:
     assert torch.equal(on_gpu.cpu(), binning(packed, 6))
     assert torch.equal(on_gpu, binning(packed.to("cuda"), 6))
     assert torch.equal(binning(packed[0].to("cuda"), 6).cpu(), binning(packed[0], 6))
+
+
+@pytest.mark.parametrize("count", [0, 3, 30_000])
+def test_memory_that_was_used_before_is_set_to_0(count: int) -> None:
+    """Each frame is cleared when its turn comes, also where no event falls into it."""
+    draw = np.random.default_rng(0)
+    t = np.sort(draw.integers(0, 1000, count))
+    x, y, p = draw.integers(0, 128, count), draw.integers(0, 96, count), draw.integers(0, 2, count)
+    events = Events.from_arrays(t, x, y, p, 96, 128)
+    expected = np.zeros((40, 2, 96, 128), np.int32)
+    np.add.at(expected, (np.minimum(t * 40 // 1000, 39), p, y, x), 1)
+    for _ in range(4):
+        used = np.full((40, 2, 96, 128), 7, np.int32)
+        del used
+        assert np.array_equal(frames_by_time(events, 40, end_us=1000).numpy(), expected)

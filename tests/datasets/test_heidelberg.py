@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from spikeloom.datasets import bin_spikes, shd, ssc
+from spikeloom.datasets.hdf5_ragged import check_ragged
 from spikeloom.datasets.spike_bins import bin_recordings
 
 h5py = pytest.importorskip("h5py")
@@ -160,3 +161,68 @@ def test_a_recording_may_begin_before_the_last_one_ended() -> None:
     counts, frames = bin_recordings(times, torch.tensor([0, 1, 2, 3, 699]), torch.tensor([0, 2, 5]))
     assert frames.tolist() == [0, 10, 12]
     assert counts.sum(1).tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1]
+
+
+def test_a_time_that_asks_for_too_many_frames_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "shd_train.h5"
+    with h5py.File(write(path, draw(2)), "a") as file:
+        del file["spikes/times"], file["spikes/units"]
+        times = file.create_dataset("spikes/times", (2,), dtype=h5py.vlen_dtype(np.float32))
+        units = file.create_dataset("spikes/units", (2,), dtype=h5py.vlen_dtype(np.uint16))
+        times[0], units[0] = np.array([0.0, 0.5], np.float32), np.array([1, 2], np.uint16)
+        times[1], units[1] = np.array([0.0, 1e9], np.float32), np.array([1, 2], np.uint16)
+    with pytest.raises(ValueError, match=r"recordings 0 to 1: a time asks for 100,000,000,000 frames of 10 ms"):
+        shd(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["spikes/times", "labels", "extra/keys"])
+def test_groups_and_tables_in_the_place_of_columns_are_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "shd_train.h5", draw(3))
+    for replacement in (None, np.zeros((3, 2)), np.float32(1)):
+        with h5py.File(path, "a") as file:
+            del file[name]
+            if replacement is None:
+                file.create_group(name)
+            else:
+                file[name] = replacement
+        with pytest.raises(ValueError, match=r"shd_train.h5 has arrays of shapes .*expected columns"):
+            shd(tmp_path)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one piece": {},
+    "chunks": {"chunks": (2,)},
+    "gzip": {"chunks": (8,), "maxshape": (None,), "compression": "gzip", "shuffle": True},
+    "lzf": {"chunks": (2,), "compression": "lzf"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<u2", ">i8"])
+def test_sound_rows_of_every_layout_are_let_in(layout: str, kind: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("rows", (5,), dtype=h5py.vlen_dtype(np.dtype(kind)), **LAYOUTS[layout])
+        for row in range(5):
+            data[row] = np.arange(row * 300).astype(kind)
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        check_ragged(tmp_path / "a.h5", file["rows"])
+
+
+def test_rows_that_their_heap_does_not_hold_are_refused(tmp_path: Path) -> None:
+    """The library reads beyond its memory, or for ever, where these bytes are damaged."""
+    path = write(tmp_path / "shd_train.h5", draw(3))
+    with h5py.File(path, "r") as file:
+        entry = file["spikes/times"].id.get_offset()
+    sound = path.read_bytes()
+    heap = int.from_bytes(sound[entry + 4 : entry + 12], "little")
+    for at, value, says in (
+        (entry, 10**6, r"a row of 1,000,000 numbers, which the heap at byte"),
+        (heap, 0, r"no heap at byte"),
+        (heap + 8, 10**9, r"bytes .* of a file of"),
+        (heap + 24, 10**8, r"an object of .* bytes in the heap"),
+    ):
+        damaged = bytearray(sound)
+        damaged[at : at + 4] = value.to_bytes(4, "little")
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"shd_train.h5 cannot be read: {says}"):
+            shd(tmp_path)

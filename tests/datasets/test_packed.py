@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,11 +88,27 @@ def test_truncated_or_foreign_files_are_refused(make_packed: Any, tmp_path: Path
 
 
 def test_file_without_a_column_is_refused(tmp_path: Path) -> None:
-    import numpy as np
-
     np.savez(tmp_path / "a.npz", t=np.zeros(3))
     with pytest.raises(ValueError, match=r"lacks \['x', 'y', 'p', 'offsets', 'size'\]"):
         PackedEvents.load(tmp_path / "a.npz")
+
+
+def test_files_of_other_arrays_name_themselves(tmp_path: Path, make_packed: Any) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(FileNotFoundError, match=r"no file .*a\.npz"):
+        PackedEvents.load(path)
+    make_packed(3).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    for change, says in (
+        ({"size": np.array([5])}, r"a\.npz: size is torch.int64 \[1\]"),
+        ({"offsets": np.array([0, 9])}, r"a\.npz holds no packed events: offsets must rise"),
+        ({"x": arrays["x"].astype(np.int32)}, r"a\.npz holds no packed events: Column x is torch.int32"),
+        ({"t": np.array(["a", "b", "c"])}, r"a\.npz is not a whole \.npz file"),
+    ):
+        np.savez(path, **(arrays | change))
+        with pytest.raises(ValueError, match=says):
+            PackedEvents.load(path)
 
 
 def test_bad_offsets_labels_and_order_are_refused(make_packed: Any) -> None:

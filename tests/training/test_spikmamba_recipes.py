@@ -97,7 +97,7 @@ def test_the_energy_report_says_what_multiplies(run: Any) -> None:
     Console(file=out, width=200).print(report)
     said = out.getvalue()
     assert "energy on 16 test recordings" in said
-    assert re.search(r"in_proj +(† )?linear +float .* 0 +4,096 ", said), "no additions, as many MACs as terms"
+    assert re.search(r"in_proj +(† )?linear +float .* 0 +1,024 ", said), "no additions, as many MACs as terms"
     assert "MAC, effective" in said
 
 
