@@ -1,4 +1,5 @@
-"""The gradient of a batch: forward, loss and backward of its pieces, summed over the processes by torch's DDP.
+"""The gradient of a batch: forward, loss and backward of its pieces, summed over the processes by torch's DDP while
+backward runs, or behind it in one message, which a CUDA graph can hold.
 
     gradient = sum over pieces p of  n_p / n  d loss_p / d weights,    n_p of the batch's n recordings in piece p
 
@@ -9,7 +10,7 @@ gradient itself does not depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class Engine:
         for number, piece in enumerate(pieces):
             with self._synchronised(number == len(pieces) - 1):
                 loss, correct = self.judge(self._module, piece.frames, piece.targets, piece.masks)
-                (loss * (piece.weight * self.team.size)).backward()  # DDP takes the mean over processes
+                (loss * (piece.weight * self.team.size)).backward()  # the mean over processes is taken
             own = loss.detach().double() * piece.weight
             total = own if total is None else total + own
             if correct is not None:
@@ -97,25 +98,43 @@ class Engine:
         """Make buffers of real numbers the mean of the processes'."""
         if self.team.size == 1:
             return
-        with torch.no_grad():
-            for group in _by_type(self.model):
-                flat = torch.cat([buffer.reshape(-1) for buffer in group])
-                dist.all_reduce(flat)
-                flat /= self.team.size
-                parts = flat.split([buffer.numel() for buffer in group])
-                torch._foreach_copy_(group, [p.view(b.shape) for p, b in zip(parts, group, strict=True)])
+        state, parameters = self.model.state_dict(), dict(self.model.named_parameters(remove_duplicate=False))
+        self._mean(value for name, value in state.items() if name not in parameters and value.is_floating_point())
+
+    def _mean(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors the mean of the processes'."""
+
+        def exchange(flat: Tensor) -> None:
+            dist.all_reduce(flat)
+            flat /= self.team.size
+
+        in_one(tensors, exchange)
+
+
+class FlatEngine(Engine):
+    """Copies of a model in several processes, whose gradients are exchanged in one message behind backward."""
+
+    def _summed(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor | None]:
+        found = super()._summed(pieces)
+        self._mean(p.grad for p in self.model.parameters() if p.grad is not None)
+        return found
+
+
+@torch.no_grad()
+def in_one(tensors: Iterable[Tensor], exchange: Callable[[Tensor], None]) -> None:
+    """Change tensors in place, as one flat tensor per type."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for value in tensors:
+        if value.numel():
+            groups.setdefault(value.dtype, []).append(value)
+    for group in groups.values():
+        flat = torch.cat([value.reshape(-1) for value in group])
+        exchange(flat)
+        parts = flat.split([value.numel() for value in group])
+        torch._foreach_copy_(group, [part.view(value.shape) for part, value in zip(parts, group, strict=True)])
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error of torch says that another process is gone."""
     words = ("onnection closed", "onnection reset", "imed out", "imeout", "NCCL", "gloo", "roken pipe", "peer")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-
-
-def _by_type(model: nn.Module) -> Iterator[list[Tensor]]:
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, value in model.state_dict().items():
-        if name not in parameters and value.is_floating_point() and value.numel():
-            groups.setdefault(value.dtype, []).append(value)
-    yield from groups.values()

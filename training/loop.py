@@ -84,14 +84,14 @@ def start(
         ValueError: graphs are asked for, and cannot be had; or statistics are to be shared that cannot be.
     """
     check_graph(recipe, device, team.size)
+    wanted, obstacle = recipe.cuda_graph != "off", graph_obstacle(recipe, device, team.size)
     model = model.to(device).to(memory_format=torch.channels_last)
-    engine = make_engine(recipe, model, judge_of(recipe, device), team)
+    engine = make_engine(recipe, model, judge_of(recipe, device), team, captured=wanted and obstacle is None)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     optimizer = engine.optimizer(recipe.optim) if isinstance(engine, ShardedEngine) else None
     training = Training(recipe, model, optimizer or make_optimizer(model, recipe.optim), ema, device, engine=engine)
     if device.type == "cuda" and not training.sharded:
         step = DeviceStep(model, judge_of(recipe, device), training.optimizer, ema, recipe.optim.clip_norm, engine)
-        wanted, obstacle = recipe.cuda_graph != "off", graph_obstacle(recipe, device, team.size)
         recorder = partial(CudaRecorder, device) if wanted and obstacle is None else None
         say = _warn if say is None else say
         training.updates = Updates(step, recorder, recipe.cuda_graph, obstacle if wanted else None, say)
@@ -116,8 +116,9 @@ def graph_obstacle(recipe: Recipe, device: torch.device, processes: int = 1) -> 
     """Why a recipe's steps cannot be captured in CUDA graphs, as far as it is known before the first one."""
     if device.type != "cuda":
         return f"the device is {device.type!r}; CUDA graphs need a GPU (--device cuda)"
-    if processes > 1:
-        return f"{processes} processes exchange gradients in the middle of a step, which is not captured"
+    if processes > 1 and (recipe.shard or recipe.shared_statistics):
+        what = "weights" if recipe.shard else "statistics"
+        return f"{processes} processes exchange {what} in the middle of a step, which is not captured"
     if recipe.task == "reconstruct":
         return "the task 'reconstruct' draws what it hides on the host, anew for every batch"
     return None

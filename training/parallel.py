@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import Neuron
 from spikeloom.synapses import NormNeuron
-from spikeloom.training.engine import Engine, Judge
+from spikeloom.training.engine import Engine, FlatEngine, Judge, in_one
 from spikeloom.training.optim import parameter_groups
 from spikeloom.training.optim_settings import Optim
 from spikeloom.training.recipe import Recipe
@@ -28,8 +28,10 @@ SHARDS = "shards"
 """Folder of a checkpoint with the parts of all processes."""
 
 
-def make_engine(recipe: Recipe, model: nn.Module, judge: Judge, team: Team) -> Engine | None:
+def make_engine(recipe: Recipe, model: nn.Module, judge: Judge, team: Team, captured: bool = False) -> Engine | None:
     """What the recipe asks for on these processes, where the model lies on its device; None: there is one alone.
+
+    captured: steps are to be captured in CUDA graphs.
 
     Raises:
         ValueError: statistics are to be shared that cannot be.
@@ -40,7 +42,19 @@ def make_engine(recipe: Recipe, model: nn.Module, judge: Judge, team: Team) -> E
         share_statistics(model)
     if recipe.shard:
         return ShardedEngine(model, judge, team)
+    if captured:
+        _copy_first(model)
+        return FlatEngine(model, judge, team)
     return Engine(model, judge, team, _wrapped(model, recipe))
+
+
+def _send_first(flat: Tensor) -> None:
+    dist.broadcast(flat, 0)
+
+
+def _copy_first(model: nn.Module) -> None:
+    """Let all processes begin with the first one's numbers, as DDP does."""
+    in_one((*model.parameters(), *model.buffers()), _send_first)
 
 
 def _wrapped(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -44,6 +44,8 @@ def runs(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     found = both("gradients", tmp_path)
     assert "0 (BatchNorm2d)" in found.pop("refused")
+    assert found.pop("begins with")
+    assert len(found) == 6
     for count, (loss, gradient, correct, _) in found.items():
         assert max(loss, gradient) < 1e-12, count
         assert correct == 0

@@ -116,7 +116,8 @@ def test_what_is_said_of_several() -> None:
 def test_graphs_and_several_processes() -> None:
     gpu = torch.device("cuda")
     assert graph_obstacle(Recipe(), gpu, 1) is None
-    assert "2 processes exchange gradients" in str(graph_obstacle(Recipe(), gpu, 2))
+    assert graph_obstacle(Recipe(), gpu, 2) is None
+    assert "2 processes exchange statistics" in str(graph_obstacle(Recipe(shared_statistics=True), gpu, 2))
 
 
 def test_a_sharded_average_is_refused() -> None:

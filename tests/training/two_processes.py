@@ -160,14 +160,15 @@ def shards(folder: Path) -> dict[str, Any]:
 
 
 def gradients(folder: Path) -> dict[str, Any]:
-    """The gradient of a batch in float64, by DDP, against that of one pass."""
+    """The gradient of a batch in float64, by DDP and in one message, against that of one pass."""
     import torch
     from torch import nn
 
     from spikeloom.neurons import LIF
     from spikeloom.synapses import BatchNorm2d, NormNeuron
-    from spikeloom.training.engine import Engine, Piece
-    from spikeloom.training.parallel import share_statistics
+    from spikeloom.training.engine import Engine, FlatEngine, Piece
+    from spikeloom.training.parallel import make_engine, share_statistics
+    from spikeloom.training.recipe import Recipe
     from spikeloom.training.split import Split
     from spikeloom.training.team import current_team
 
@@ -204,12 +205,19 @@ def gradients(folder: Path) -> dict[str, Any]:
         share_statistics(net)
         split = Split(team.size, (team.rank,), pairs=count == 7)
         rows, weight = split.rows(count, team.rank), split.weight(count, team.rank)
-        engine = Engine(net, judge, team, nn.parallel.DistributedDataParallel(net))
-        shared, correct = engine.gradient([Piece(x[:, rows], y[rows], draw, weight)])
-        assert correct is not None
-        distance = max(float((p.grad - w).abs().max()) for p, w in zip(net.parameters(), wanted, strict=True))
         even = count == 8 or count == 1  # shared statistics of unequal parts are those of all as well
-        errors[str(count)] = [abs(float(shared - loss)), distance, int(correct) - int(right), even]
+        ddp = Engine(net, judge, team, nn.parallel.DistributedDataParallel(net))
+        for engine in (ddp, FlatEngine(net, judge, team)):
+            net.zero_grad()
+            shared, correct = engine.gradient([Piece(x[:, rows], y[rows], draw, weight)])
+            assert correct is not None
+            distance = max(float((p.grad - w).abs().max()) for p, w in zip(net.parameters(), wanted, strict=True))
+            found = [abs(float(shared - loss)), distance, int(correct) - int(right), even]
+            errors[f"{type(engine).__name__} {count}"] = found
+    torch.manual_seed(team.rank)
+    other = nn.Sequential(nn.Conv2d(2, 3, 3), BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    assert isinstance(make_engine(Recipe(), other, judge, team, captured=True), FlatEngine)
+    errors["begins with"] = [float(p.sum()) for p in other.parameters()]  # the same in both processes
     try:
         share_statistics(nn.Sequential(BatchNorm2d(3)))
     except ValueError as error:
