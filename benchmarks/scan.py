@@ -7,8 +7,8 @@ Forward without gradients, and forward and backward, of u, delta, z, B, C, A, D 
 channels read from the last token, as in a layer that scans both ways. `x limit` is the time over that of moving u,
 delta, z and y (4 tensors; with backward 11: u, delta and z once more, four gradients) at the bandwidth of a large copy
 in the same run. `difference`: the largest of y and the gradients, norm over norm, from the recurrence in double
-precision. The compiled recurrence is torch.compile's code for 32 tokens at a time: a loop over all tokens of a long
-sequence unrolls into a graph that does not compile in reasonable time.
+precision. The compiled recurrence is torch.compile's code for --piece tokens at a time: a loop over all tokens of a
+long sequence unrolls into a graph that does not compile in reasonable time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     """Race; print a table; write JSON after every row."""
     options = parsed()
     device = torch.device(options.device)
-    record = conditions(device, HERE.parent, options.commit) | {"what": "scan", "rows": []}
+    record = conditions(device, HERE.parent, options.commit) | {"what": "scan", "piece": options.piece, "rows": []}
     warm_up(device)
     for row in rows(options, device):
         record["rows"].append(row)
@@ -78,15 +78,20 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shapes", default=SHAPES, help="bxdxnxL, by commas")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--only", default=",".join(IMPLEMENTATIONS), help="implementations")
+    parser.add_argument("--passes", default=",".join(PASSES), help="forward, forward+backward")
+    parser.add_argument("--piece", type=int, default=PIECE, help="tokens of the recurrence that are compiled as one")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--commit", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.shapes = [Shape(*map(int, shape.split("x"))) for shape in options.shapes.split(",")]
-    options.dtypes, options.only = options.dtypes.split(","), options.only.split(",")
-    if unknown := set(options.only) - set(IMPLEMENTATIONS):
-        parser.error(f"--only got {', '.join(sorted(unknown))}; known: {', '.join(IMPLEMENTATIONS)}")
+    options.dtypes = options.dtypes.split(",")
+    for name, known in (("only", IMPLEMENTATIONS), ("passes", tuple(PASSES))):
+        given = getattr(options, name).split(",")
+        if unknown := set(given) - set(known):
+            parser.error(f"--{name} got {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        setattr(options, name, given)
     return options
 
 
@@ -96,11 +101,11 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
     for shape in options.shapes:
         for dtype in (getattr(torch, name) for name in options.dtypes):
             away = difference(shape, dtype, device)
-            for part, tensors in PASSES.items():
-                moved = tensors * shape.b * shape.d * shape.L * dtype.itemsize
+            for part in options.passes:
+                moved = PASSES[part] * shape.b * shape.d * shape.L * dtype.itemsize
                 row = {"shape": vars(shape), "dtype": str(dtype).removeprefix("torch."), "pass": part}
                 row |= {"bytes": moved, "limit_ms": moved / bandwidth * 1e3, "difference": away}
-                makers = {name: maker(name, shape, dtype, part, device) for name in options.only}
+                makers = {name: maker(name, shape, dtype, part, device, options.piece) for name in options.only}
                 yield row | {"results": contest(makers, device, options.repetitions)}
 
 
@@ -119,10 +124,10 @@ def leaves_of(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[st
     return {name: tensor.requires_grad_() for name, tensor in found.items()}
 
 
-def function_of(name: str) -> Callable[..., Tensor]:
+def function_of(name: str, piece: int = 1) -> Callable[..., Tensor]:
     """An implementation, of the named tensors of a scan."""
     if name == COMPILED:
-        return _in_pieces(torch.compile(_piece))
+        return _in_pieces(torch.compile(_piece), piece)
     backend, reverse = "reference" if name == LOOP else "auto", name == BOTH_WAYS
 
     def run(**given: Tensor) -> Tensor:
@@ -139,25 +144,27 @@ def _piece(u: Tensor, delta: Tensor, z: Tensor, B: Tensor, C: Tensor, state: Ten
     return reference.scan(u, delta, A, B, C, D, z, delta_bias, state, True, 0)
 
 
-def _in_pieces(piece: Callable[..., Any]) -> Callable[..., Tensor]:
+def _in_pieces(piece: Callable[..., Any], tokens: int) -> Callable[..., Tensor]:
     def run(**given: Tensor) -> Tensor:
-        cut = [given[name].split(PIECE, -1) for name in ("u", "delta", "z", "B", "C")]
+        cut = [given[name].split(tokens, -1) for name in ("u", "delta", "z", "B", "C")]
         u, A = given["u"], given["A"]
         state, found = A.new_zeros(u.shape[0], *A.shape), []
-        for tokens in zip(*cut, strict=True):
-            y, state = piece(*tokens, state, A, given["D"], given["delta_bias"])
+        for some in zip(*cut, strict=True):
+            y, state = piece(*some, state, A, given["D"], given["delta_bias"])
             found.append(y)
         return torch.cat(found, -1)
 
     return run
 
 
-def maker(name: str, shape: Shape, dtype: torch.dtype, part: str, device: torch.device) -> Callable[[], Step]:
+def maker(
+    name: str, shape: Shape, dtype: torch.dtype, part: str, device: torch.device, piece: int
+) -> Callable[[], Step]:
     """What builds the step of an implementation."""
     scratch = torch.zeros(CACHE_BYTES // 4 if device.type == "cuda" else 1, device=device)
 
     def make() -> Step:
-        run, leaves = function_of(name), leaves_of(shape, dtype, device)
+        run, leaves = function_of(name, piece), leaves_of(shape, dtype, device)
         grad = torch.ones_like(leaves["u"])
 
         def forward() -> None:
