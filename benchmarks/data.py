@@ -1,20 +1,24 @@
-"""Speed of event data: binning, filters and the packed store against tonic, on one CPU core (or a GPU: --device cuda).
+"""Speed of event data: binning, filters and the packed store against tonic, on one CPU core; or on a GPU, alone.
 
     OMP_NUM_THREADS=1 python benchmarks/data.py --out benchmarks/results/data_cpu.json
+    python benchmarks/data.py --device cuda --out benchmarks/results/data_h100.json
 
 Both libraries see the same events. tonic's transforms take a structured array, ours `Events` that were made from it
 (the conversion is timed as a row of its own). Times are the best of several calls, by turns, in one process. Without
 tonic (`pip install tonic`) its columns are empty. The store is read from the page cache.
+
+On a GPU the same operations by the wall clock, without tonic, which has none; then binning alone, of events that were
+made there: medians between events of the stream, the host's time and what it waits for included.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 sys.path.append(str(HERE.parent))
 
-from _report import write  # noqa: E402
+from _report import conditions, show, verdicts, write  # noqa: E402
 
 from spikeloom.datasets import (  # noqa: E402
     Events,
@@ -44,6 +48,8 @@ from spikeloom.datasets import (  # noqa: E402
 
 SENSORS = {"34x34": (34, 34), "128x128": (128, 128), "346x260": (260, 346)}
 SECOND = 1_000_000
+MEV_S = 3000
+"""Million events a second that a GPU is to bin at least."""
 
 
 def recording(count: int, height: int, width: int, seed: int = 0) -> Events:
@@ -106,7 +112,7 @@ def compare(count: int, height: int, width: int, repeats: int, device: str) -> d
     array_numbers = array.astype(
         [("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "<i1")]
     )  # bool is counted wrongly there
-    theirs = tonics(array_numbers, height, width)
+    theirs = tonics(array_numbers, height, width) if device == "cpu" else {}
     rows: dict[str, dict[str, float | None]] = {}
     calls = {"from a structured array": lambda: Events.from_structured(array, height, width), **ours(events.to(device))}
     for name, call in calls.items():
@@ -159,6 +165,69 @@ def store(count: int, recordings: int) -> dict[str, float]:
         }
 
 
+def binned_on(device: str, count: int, recordings: int, height: int, width: int) -> dict[str, float]:
+    """Million events a second into 16 frames of each recording, on a GPU, by the way to divide."""
+    each = count // recordings
+    generator = torch.Generator(device).manual_seed(0)
+
+    def column(most: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randint(most, (recordings * each,), generator=generator, device=device, dtype=dtype)
+
+    t = column(SECOND, torch.int64).view(recordings, each).sort(1).values.flatten()
+    x, y, p = column(width, torch.int16), column(height, torch.int16), column(2, torch.uint8)
+    offsets = torch.arange(recordings + 1, device=device) * each
+    packed = PackedEvents(t, x, y, p, offsets, height, width)
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        "equal times": lambda: frames_by_time(packed, 16, end_us=SECOND),
+        "equal counts": lambda: frames_by_count(packed, 16),
+        "62.5 ms": lambda: frames_by_window(packed, 16, SECOND // 16),
+    }
+    if any(int(call().sum()) != recordings * each for call in calls.values()):
+        raise RuntimeError(f"Not every event of {recordings} x {each} was counted.")
+    return {name: round(recordings * each / _median_us(call), 1) for name, call in calls.items()}
+
+
+def _median_us(call: Callable[[], torch.Tensor], repeats: int = 11) -> float:
+    """Microseconds of a call on the current GPU, by its events."""
+    found = []
+    for turn in range(repeats + 3):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        if turn >= 3:  # the first ones load kernels and take memory
+            found.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(found)
+
+
+def binning(device: str) -> list[dict[str, Any]]:
+    """Rows of `binned_on` for each sensor, 1 M and 20 M events, in one recording and in a batch of 16."""
+    rows = []
+    for name, (height, width) in SENSORS.items():
+        for count in (SECOND, 20 * SECOND):
+            for recordings in (1, 16):
+                rates = binned_on(device, count, recordings, height, width)
+                row: dict[str, Any] = {"sensor": name, "events": count, "recordings": recordings, "mev_s": rates}
+                value = rates["equal times"]
+                bound = {"what": "equal times, M events/s", "value": value, "bound": MEV_S, "at_least": True}
+                rows.append(row | {"targets": [bound | {"met": value >= MEV_S}]})
+    return rows
+
+
+def show_binning(rows: Sequence[dict[str, Any]]) -> None:
+    """Print them."""
+    lines = [
+        [row["sensor"], f"{row['events']:,}", str(row["recordings"])]
+        + [f"{rate:,.0f}" for rate in row["mev_s"].values()]
+        + [verdicts(row["targets"], named=False)]
+        for row in rows
+    ]
+    columns = ["sensor", "events", "recordings", *rows[0]["mev_s"], "target, equal times"]
+    show("16 frames on the GPU: million events/s", columns, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1_000_000)
@@ -166,16 +235,12 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, default=128, help="of 200,000 events, in the store")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--commit", default="", help="the commit to record where there is no git checkout")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result: dict[str, Any] = {
-        "events": options.events,
-        "threads": options.threads,
-        "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
-        "load_average": os.getloadavg()[0],
-        "sensors": {},
-    }
+    result: dict[str, Any] = conditions(torch.device(options.device), HERE.parent, options.commit)
+    result |= {"events": options.events, "sensors": {}}
     for name, (height, width) in SENSORS.items():
         rows = compare(options.events, height, width, options.repeats, options.device)
         result["sensors"][name] = rows
@@ -186,6 +251,9 @@ def main() -> None:
     if options.device == "cpu":
         result["store"] = store(200_000, options.recordings)
         print("\nstore", result["store"])
+    else:
+        result["binning"] = binning(options.device)
+        show_binning(result["binning"])
     if options.out:
         write(options.out, result)
 

@@ -1,7 +1,7 @@
 """Events to dense tensors, for a whole batch at once.
 
 On a CPU the events of a bin follow one another, so only the edges of the bins are searched and a compiled loop counts;
-on a GPU, and without a compiler, there is one flat index per event and one bincount.
+on a GPU, and without a compiler, there is one flat index per event and one histogram.
 
 All functions take one recording (`Events` -> `[T, 2, H, W]`) or many (`PackedEvents` or a sequence of `Events` ->
 `[T, B, 2, H, W]`). Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Counts are int32. Integer sums do
@@ -155,6 +155,9 @@ def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
     index = bins.clamp_(max=T)  # in place from here on: fresh memory for each step would cost more than the arithmetic
     for length, position in zip(size[1:], (packed.recording_index(), packed.p, packed.y, packed.x), strict=True):
         index.mul_(length).add_(position)
+    if index.is_cuda:  # bincount would read the largest index, and wait for it
+        counts = torch.zeros(cells // T * (T + 1), dtype=torch.int32, device=index.device)
+        return counts.scatter_add_(0, index, counts.new_ones(()).expand(len(index)))[:cells].view(size)
     return torch.bincount(index, minlength=cells)[:cells].to(torch.int32).view(size)
 
 
@@ -196,7 +199,7 @@ def _spans(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> T
             raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
         end = torch.full((len(packed),), end_us, dtype=torch.int64, device=packed.t.device)
     span = (end - start_us).clamp_(min=1)  # all events at one instant: one microsecond, not 0 / 0
-    longest = int(span.max()) if span.numel() else 1
+    longest = end_us - start_us if end_us is not None else int(span.max()) if span.numel() else 1
     if longest > _MAX_INT64 // max(T, _UNIT):
         raise ValueError(f"A range of {longest} us is too long to bin exactly; set start_us (it is {start_us}).")
     return span

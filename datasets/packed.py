@@ -99,6 +99,8 @@ class PackedEvents:
 
     def recording_index(self) -> Tensor:
         """For each event the number of its recording, `[N]` int64."""
+        if self.t.is_cuda:  # repeat_interleave gives each recording to one warp, however long it is
+            return torch.searchsorted(self.offsets[1:], torch.arange(len(self.t), device=self.t.device), right=True)
         numbers = torch.arange(len(self), device=self.t.device)
         return torch.repeat_interleave(numbers, self.lengths, output_size=len(self.t))
 

@@ -18,6 +18,7 @@ from spikeloom.datasets import (
     time_jitter,
 )
 from spikeloom.datasets.frame_augment import one_operation_each
+from spikeloom.training.aside import Aside
 from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
@@ -67,6 +68,7 @@ class EventFrames:
         height, width = height // data.pool, width // data.pool
         if data.crop is not None and data.crop > min(height, width):
             raise ValueError(f"Data.crop is {data.crop}, but the frames of {data.name} have {height} x {width} pixels.")
+        self._aside = Aside(device)
 
     def reads(self, batches: Iterable[Tensor]) -> Iterator[Tensor | Words]:
         """What `plain` and `augmented` take, for the recordings `[B]` of each batch: read ahead from an event store."""
@@ -76,10 +78,13 @@ class EventFrames:
 
     def plain(self, given: Tensor | Words) -> Tensor:
         """The frames of recordings `[B]` as they are."""
-        return self._encode(self._pooled(self._counts(given)))
+        return self._aside.made(lambda: self._encode(self._pooled(self._counts(given))))
 
     def augmented(self, given: Tensor | Words, generator: torch.Generator) -> Tensor:
-        """The frames of recordings `[B]`, changed at random."""
+        """The frames of recordings `[B]`, changed at random; on a GPU made beside the step before."""
+        return self._aside.made(lambda: self._augmented(given, generator))
+
+    def _augmented(self, given: Tensor | Words, generator: torch.Generator) -> Tensor:
         change = self.augment
         if self._on_events or (self._frames is None and isinstance(self._events, PackedEvents)):
             frames = bin_events(self._changed(given, generator), self.data)

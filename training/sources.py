@@ -287,7 +287,7 @@ def _load_files(read: Callable[..., ImageFiles], holds: str, data: Data, part: s
 
 
 def _parts(data: Data) -> dict[str, StorePart]:
-    return open_parts(_root(data, STORES))
+    return open_parts(_root(data, STORES), compare=False)  # which `load_store` does
 
 
 def _count_classes(data: Data) -> int:

@@ -1,13 +1,14 @@
 """Event stores as batches: words are read from the mapped file, and binned there or on the GPU.
 
-On a CPU the words are counted where they lie. For a GPU a thread gathers those of the next batch while a step is
+On a CPU the words are counted where they lie. For a GPU threads gather those of the next batches while a step is
 computed; they are sent as they are, a third of the bytes of events, and become frames there.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,7 @@ STORES = (
     "FILE, one .events file that was packed with --test."
 )
 """What a root of event stores holds."""
+_READERS = 4  # threads, and batches read ahead: a disk, or checksums, may take longer for a batch than a step takes
 
 
 def load_store(root: str, data: Data, part: str) -> StorePart:
@@ -59,8 +61,8 @@ class StoredEvents:
         self.part, self.data, self.device = part, data, device
 
     def reads(self, batches: Iterable[Tensor]) -> Iterator[Tensor | Words]:
-        """What `frames` and `events` take, for the recordings `[B]` of each batch: for a GPU, read one batch ahead."""
-        return iter(batches) if self.device.type == "cpu" else one_ahead(self._words, batches)
+        """What `frames` and `events` take, for the recordings `[B]` of each batch: for a GPU, read batches ahead."""
+        return iter(batches) if self.device.type == "cpu" else ahead(self._words, batches, _READERS)
 
     def frames(self, given: Tensor | Words) -> Tensor:
         """Counts (or 0 and 1) `[T, B, 2, H, W]` of recordings, as `bin_events` of them.
@@ -92,17 +94,19 @@ class StoredEvents:
         return _read(lambda: self.part.words(indices))
 
 
-def one_ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
-    """`map`, where a thread makes the next one while the caller is busy with the last."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
-        waiting = None
+def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], count: int) -> Iterator[_Made]:
+    """`map`, where as many threads make the next `count` while the caller is busy with the last."""
+    waiting: deque[Future[_Made]] = deque()
+    threads = ThreadPoolExecutor(count, thread_name_prefix="read")
+    try:
         for item in items:
-            coming = thread.submit(make, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(threads.submit(make, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _read(read: Callable[[], _Made]) -> _Made:

@@ -1,4 +1,4 @@
-"""benchmarks/models.py, attention.py, epoch.py and conversion.py: their options, and small runs on the CPU."""
+"""Scripts for models, attention, epochs, conversion, data and idle GPUs: their options, and small runs on the CPU."""
 
 from __future__ import annotations
 
@@ -182,3 +182,54 @@ def test_quantised_activation_in_training_is_qcfs(script: Script) -> None:
         found.append((y.detach(), leaf.grad, layer.thresh.grad))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_what_no_kernel_covers(script: Script) -> None:
+    idle = script("_trace").idle
+    assert idle([]) is None
+    # the first tenth is left out; 50 us, of which two kernels at a time cover some, then gaps of 10 and 30 us
+    spans = [(0, 1_000), (60_000, 90_000), (20_000, 70_000), (30_000, 40_000), (120_000, 130_000), (100_000, 110_000)]
+    found = idle(spans)
+    assert found["wall_ms"] == pytest.approx(0.110)
+    assert found["idle"] == pytest.approx(20 / 110)
+    assert found["busy"] == pytest.approx(90 / 110)
+    assert (found["waiting"], found["longest_gap_us"]) == (0, 10)
+    assert idle([*spans, (160_000, 170_000)])["waiting"] == pytest.approx(30 / 150)
+
+
+def test_a_narrow_network_is_fed_from_a_store(script: Script, tmp_path: Path) -> None:
+    batches = import_module("spikeloom.training.event_batches")
+    kept = batches.MAX_CACHE_BYTES
+    script("idle").main(["--tiny", "--out", str(tmp_path / "found.json")])
+    assert kept == batches.MAX_CACHE_BYTES
+    record = json.loads((tmp_path / "found.json").read_text())
+    found = record["results"]["auto"]
+    assert found["store"]["made_ms"] > 0
+    assert found["repeated"]["made_ms"] is None
+    share = 1 - found["repeated"]["step_ms"] / found["store"]["step_ms"]
+    assert found["data_share"] == pytest.approx(share)
+    assert (record["batch"], record["size"]["recordings"], set(record["read_ms"])) == (4, 8, {"first", "later"})
+
+
+def test_simulated_recordings_are_as_large_as_asked_for(script: Script) -> None:
+    events = script("idle").recording(0, 4_000, 128)
+    assert 3_000 <= len(events) <= 5_000
+    assert (int(events.x.max()) < 128, int(events.t[-1]) < script("idle").SPAN_US) == (True, True)
+    edge = ((events.x - 64.0) ** 2 + (events.y - 64.0) ** 2).sqrt()
+    assert ((edge > 10) & (edge < 60)).float().mean() > 0.8
+
+
+def test_binning_on_a_gpu_is_checked_and_compared_with_the_target(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = script("data")
+    monkeypatch.setattr(data, "SENSORS", {"8x9": (8, 9)})
+    monkeypatch.setattr(data, "SECOND", 1_600)
+    times: list[int] = []
+    monkeypatch.setattr(data, "_median_us", lambda call: times.append(int(call().sum())) or 0.25)
+    rows = data.binning("cpu")
+    assert times == [1_600] * 6 + [32_000] * 6
+    assert [row["mev_s"]["equal times"] for row in rows] == [6_400, 6_400, 128_000, 128_000]
+    assert all(row["targets"][0]["met"] for row in rows)
+    data.show_binning(rows)
+    assert "6.4e+03 >= 3000 pass" in capsys.readouterr().out

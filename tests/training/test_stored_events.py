@@ -16,7 +16,8 @@ from spikeloom.datasets import NMNIST, Events, StorePart, pack_store
 from spikeloom.training import Augment, Data, Recipe, event_batches, fit
 from spikeloom.training.data import Batches, load_test, load_train, outputs_of
 from spikeloom.training.faults import DataFaultError
-from spikeloom.training.stored_events import StoredEvents, one_ahead
+from spikeloom.training.split import Split
+from spikeloom.training.stored_events import StoredEvents, ahead
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_words_read_ahead_give_the_same_frames(stores: Path, tiny: Recipe) -> No
     assert isinstance(part, StorePart)
     events = StoredEvents(part, data, CPU)
     parts = list(torch.arange(len(part)).split(6))
-    read = one_ahead(events._words, parts)
+    read = ahead(events._words, parts, 2)
     for indices, words in zip(parts, read, strict=True):
         assert torch.equal(events.frames(words), events.frames(indices))
 
@@ -81,6 +82,26 @@ def test_recordings_without_events_are_frames_of_0(tmp_path: Path) -> None:
         for given in (indices, events._words(indices)):
             assert torch.equal(events.frames(given), torch.zeros(2, 3, 2, 8, 9, dtype=torch.int32))
         assert not next(Batches(part, data, 3, CPU).in_order())[0].any()
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize(("batch_size", "passes"), [(8, 1), (12, 3), (102, 1)])
+def test_two_processes_see_each_recording_once(batch_size: int, passes: int, tmp_path: Path) -> None:
+    count = 103
+    made = [(Events.from_arrays([5], [i % 16], [i // 16], [0], 8, 16), 0) for i in range(count + 1)]
+    pack_store(tmp_path / "a.events", made, 8, 16, parts=[0] * count + [2])
+    data = Data("event_store", root=str(tmp_path / "a.events"), T=1)
+    trained, evaluated = [], []
+    for rank in range(2):
+        split = Split(2 * passes, tuple(range(rank * passes, (rank + 1) * passes)))
+        batches = Batches(load_train(data)[0], data, batch_size, CPU, Augment(), split)
+        parts = [(batch, part) for batch in range(len(batches)) for part in split.own]
+        for (batch, part), (frames, _) in zip(parts, batches.shuffled(0, 1), strict=True):
+            if split.weight(batches.count(batch), part):  # else one stands in, and does not count
+                trained += frames[0, :, 0].flatten(1).argmax(1).tolist()
+        for frames, _ in batches.in_order(rank, 2):
+            evaluated += frames[0, :, 0].flatten(1).argmax(1).tolist()
+    assert sorted(trained) == sorted(evaluated) == list(range(count))
 
 
 @pytest.mark.usefixtures("streamed")
@@ -108,13 +129,13 @@ def test_one_is_made_ahead_and_errors_arrive() -> None:
     def items() -> Iterator[int]:
         yield from range(4)
 
-    ahead = one_ahead(make, items())
-    assert [next(ahead), next(ahead)] == [0, 10]
+    coming = ahead(make, items(), 1)
+    assert [next(coming), next(coming)] == [0, 10]
     assert wait.wait(5)  # the third is made before it is asked for
     assert made == [0, 1, 2]
     with pytest.raises(KeyError):
-        list(ahead)
-    assert list(one_ahead(make, [])) == []
+        list(coming)
+    assert list(ahead(make, [], 1)) == []
 
 
 def test_a_recipe_trains_from_one_file_and_evaluates(
@@ -159,7 +180,7 @@ def test_the_command_line(stores: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_times_behind_the_frames_are_refused(tmp_path: Path) -> None:
     zero = torch.zeros(3, dtype=torch.int64)
-    made = [(Events.from_arrays(zero + start, zero, zero, zero, 8, 8), 0) for start in (0, 500_000, 0)]
+    made = [(Events.from_arrays(zero + t, zero + x, zero, zero, 8, 8), 0) for x, t in enumerate((0, 500_000, 0))]
     pack_store(tmp_path / "a.events", made, 8, 8, parts=[0, 0, 2])
     data = Data("event_store", root=str(tmp_path / "a.events"))
     with pytest.raises(ValueError, match=r"1 of 2 recordings .* begin behind .* \(recording 1\) at 500,000 us"):
@@ -170,7 +191,7 @@ def test_times_behind_the_frames_are_refused(tmp_path: Path) -> None:
 
 def test_damage_ends_the_training_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = torch.zeros(3, dtype=torch.int64)
-    made = [(Events.from_arrays(zero, zero, zero, zero, 8, 8), 0)] * 3
+    made = [(Events.from_arrays(zero, zero + x, zero, zero, 8, 8), 0) for x in range(3)]
     path = tmp_path / "a.events"
     pack_store(path, made, 8, 8, parts=[0, 0, 2])
     data = bytearray(path.read_bytes())
@@ -183,7 +204,7 @@ def test_damage_ends_the_training_with_its_file(tmp_path: Path, monkeypatch: pyt
 
 def test_a_sensor_that_the_model_cannot_take_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     zero = torch.zeros(3, dtype=torch.int64)
-    made = [(Events.from_arrays(zero, zero, zero, zero, 30, 41), 0)] * 3
+    made = [(Events.from_arrays(zero, zero + x, zero, zero, 30, 41), 0) for x in range(3)]
     pack_store(tmp_path / "a.events", made, 30, 41, parts=[0, 0, 2])
     data = Data("event_store", root=str(tmp_path / "a.events"), T=2)
     with pytest.raises(ValueError, match=r"30.*41"):
