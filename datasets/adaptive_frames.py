@@ -93,10 +93,11 @@ def adaptive_pieces(
     """
     if len(events) == 0:
         raise ValueError("adaptive_event_frames got a recording without events; expected at least one.")
-    if min_events < 1 or not threshold >= 0 or (size is not None and min(size) < 1):
+    sides = (1, 1) if size is None else size
+    if min_events < 1 or not threshold >= 0 or not isinstance(sides, tuple | list) or len(sides) != 2 or min(sides) < 1:
         raise ValueError(
             f"adaptive_event_frames got min_events={min_events}, threshold={threshold}, size={size}; expected >= 1, "
-            ">= 0 and sides >= 1."
+            ">= 0 and (H, W) with sides >= 1."
         )
     level = [(0, len(events))]
     final: list[tuple[int, int]] = []

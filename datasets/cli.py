@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -126,7 +127,7 @@ def _info(options: Info) -> int:
     rows = _store_facts(options.path) if options.path.suffix == ".events" else _recording_facts(options.path)
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(f"[dim]{name}[/]", escape(value))
     Console(highlight=False).print(table)
     return 0
 
@@ -227,7 +228,8 @@ def _pack(options: Pack) -> int:
     again = f", {result.resumed:,} of them by an earlier try" if result.resumed else ""
     console.print(
         f"{options.out}: {result.packed:,} recordings{again}, {size / 1e6:,.1f} MB, "
-        f"{time.perf_counter() - start:.1f} s."
+        f"{time.perf_counter() - start:.1f} s.",
+        markup=False,
     )
     if result.left_out:
         console.print(f"[yellow]{len(result.left_out):,} recordings could not be read and were left out.[/]")
@@ -253,8 +255,10 @@ def _show(options: Show) -> int:
     events: Events
     if options.path.suffix == ".events":
         store = EventStore(options.path)
+        if not 0 <= options.index < len(store):
+            raise ValueError(f"--index is {options.index}; {options.path} has {len(store)} recordings, the first is 0.")
         events, label = store[options.index]
-        called = f" ({store.classes[label]})" if label < len(store.classes) else ""
+        called = f" ({store.classes[label]})" if 0 <= label < len(store.classes) else ""
         title = f"{options.path.name}, recording {options.index}, label {label}{called}"
         name = f"{name}_{options.index}"
     else:
@@ -265,7 +269,7 @@ def _show(options: Show) -> int:
     title = f"{title}: {len(events):,} events on {events.height} x {events.width} pixels in {seconds:.3f} s"
     write_gif(events, folder / f"{name}.gif", frames=options.frames, seconds=options.seconds)
     write_raster(events, folder / f"{name}.png", title)
-    Console(highlight=False).print(f"{folder / name}.gif and {folder / name}.png", soft_wrap=True)
+    Console(highlight=False).print(f"{folder / name}.gif and {folder / name}.png", soft_wrap=True, markup=False)
     return 0
 
 

@@ -10,6 +10,8 @@ The operating system keeps what is read often in memory, for all worker processe
 
 from __future__ import annotations
 
+import mmap
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,9 +55,11 @@ class EventStore(Dataset[tuple[Events, int]]):
             )
         with self.path.open("rb") as file:
             try:
-                header = read_header(file.read(HEADER_BYTES), self.path.stat().st_size)
+                head = file.read(HEADER_BYTES)
+                header = read_header(head, os.fstat(file.fileno()).st_size)
                 file.seek(header.tables)
-                self._tables = read_tables(file.read(header.tables_bytes), header)
+                tables = file.read(header.tables_bytes)
+                self._tables = read_tables(tables, header)
             except ValueError as error:
                 raise ValueError(f"{self.path} is not a whole event store: {error}. {_AGAIN}") from error
         self.height, self.width, self._count = header.height, header.width, header.events
@@ -63,7 +67,9 @@ class EventStore(Dataset[tuple[Events, int]]):
         self.labels = torch.from_numpy(self._tables.labels)
         self.starts = torch.from_numpy(self._tables.starts)
         self.parts = None if self._tables.parts is None else torch.from_numpy(self._tables.parts)
+        self._mark = head + tables[-4:]  # with the tables' checksum
         self._words: Any = None
+        self._file: mmap.mmap | None = None
         self._sound = np.zeros(len(self), bool)  # compared with their checksums
 
     def __len__(self) -> int:
@@ -76,17 +82,18 @@ class EventStore(Dataset[tuple[Events, int]]):
         return self.select([index])[0], int(self.labels[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_words": None}  # the mapping is not sent to workers
+        return {**vars(self), "_words": None, "_file": None}  # the mapping is not sent to workers
 
     @property
     def event_counts(self) -> Tensor:
         """Events of each recording, `[B]` int64."""
         return torch.from_numpy(np.diff(self._tables.offsets))
 
-    def marks(self) -> set[tuple[int, int]]:
-        """What recordings with events are known by: number and checksum of their events, for each."""
-        counts, checksums = np.diff(self._tables.offsets).tolist(), self._tables.checksums.tolist()
-        return {(count, checksum) for count, checksum in zip(counts, checksums, strict=True) if count}
+    def marks(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """What those of the recordings `[K]` that have events are known by: number and checksum of their events."""
+        chosen = self._chosen(indices)
+        counts, checksums = np.diff(self._tables.offsets)[chosen], self._tables.checksums[chosen].astype(np.int64)
+        return torch.from_numpy((counts << 32 | checksums)[counts > 0])
 
     def words(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to send to a GPU: words `[N]` int64 of the recordings `[K]`, their offsets `[K + 1]` and starts `[K]`.
@@ -195,12 +202,20 @@ class EventStore(Dataset[tuple[Events, int]]):
     def _compared(self, index: int) -> str:
         """What is wrong with a recording's events, or nothing."""
         first, last = (int(place) for place in self._tables.offsets[index : index + 2])
-        if zlib.crc32(self._map()[first:last]) == int(self._tables.checksums[index]):
-            return ""
-        return (
-            f"recording {index} (bytes {HEADER_BYTES + first * EVENT_BYTES:,} to {HEADER_BYTES + last * EVENT_BYTES:,})"
-            ": its events do not agree with their checksum"
-        )
+        place = f"bytes {HEADER_BYTES + first * EVENT_BYTES:,} to {HEADER_BYTES + last * EVENT_BYTES:,}"
+        if zlib.crc32(self._map()[first:last]) != int(self._tables.checksums[index]):
+            return f"recording {index} ({place}): its events do not agree with their checksum"
+        if self._misplaced(first, last):
+            return f"recording {index} ({place}): it has events off the sensor or out of order"
+        return ""
+
+    def _misplaced(self, first: int, last: int) -> bool:
+        """Whether a word of a recording could not have been packed, whatever its checksum."""
+        if choose("auto", "cpu") == "cpu":
+            return cpu.misplaced(self._map().ctypes.data, first, last, self.height, self.width) > 0
+        words = np.asarray(self._map()[first:last])
+        off = ((words >> 1 & 0x7FFF) >= self.width) | ((words >> 16 & 0x7FFF) >= self.height)
+        return bool(off.any()) or bool((np.diff(words >> 31, prepend=0) < 0).any())
 
     def _chosen(self, indices: Sequence[int] | Tensor) -> Any:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -209,11 +224,22 @@ class EventStore(Dataset[tuple[Events, int]]):
         return chosen
 
     def _map(self) -> Any:
-        """All words `[N]`, mapped; read-only."""
+        """All words `[N]`, mapped; read-only.
+
+        Raises:
+            ValueError: the file is another one than was opened, or was cut off since.
+        """
         if self._words is None:
-            if self._count:
-                shape = (self._count,)
-                self._words = np.memmap(self.path, dtype="<i8", mode="r", offset=HEADER_BYTES, shape=shape)
-            else:
-                self._words = np.zeros(0, np.int64)  # nothing cannot be mapped
+            self._file = self._mapped() if self._count else None  # nothing cannot be mapped
+            self._words = np.frombuffer(self._file or b"", "<i8", self._count, HEADER_BYTES if self._file else 0)
+        if self._file is not None and self._file.size() < len(self._file):  # to read on would end the process
+            raise ValueError(f"{self.path} was cut off while it was in use. {_AGAIN}")
         return self._words
+
+    def _mapped(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            head, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 4))
+            if head + file.read(4) != self._mark:
+                raise ValueError(f"{self.path} is another file than the store that was opened. Open it again.")
+            return mmap.mmap(file.fileno(), HEADER_BYTES + self._count * EVENT_BYTES, access=mmap.ACCESS_READ)

@@ -9,6 +9,7 @@ is free), uint64 size at byte 8, and the bytes, filled up to a multiple of 8. (H
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _ENTRY = np.dtype([("count", "<u4"), ("heap", "<u8"), ("number", "<u4")])
 _FLOATS = {2: (15, 10, 5, 0, 10, 15), 4: (31, 23, 8, 0, 23, 127), 8: (63, 52, 11, 0, 52, 1023)}
 """Bits of sign, exponent (and their number) and mantissa (likewise), and the exponent's bias, by bytes."""
 _GZIP, _SHUFFLE = 1, 2  # numbers of filters
+_MOST_CHUNK = 2**28  # bytes, unpacked
 _HEAD = 16  # bytes in front of a heap's objects, and of an object's bytes
 
 
@@ -38,10 +40,14 @@ def check_ragged(path: Path, dataset: Any) -> None:
         return
     data = np.memmap(path, np.uint8, "r")
     heaps: dict[int, dict[int, int]] = {}
+    room = len(data)
     for entries in _entries(data, dataset):
         for count, heap, number in entries[entries["count"] > 0].tolist():
             if heap not in heaps:
-                heaps[heap] = _objects(data, heap)
+                heaps[heap], size = _objects(data, heap)
+                room -= size
+                if room < 0:  # each would be read again and again
+                    raise ValueError(f"heaps that lie in one another, the last at byte {heap:,}")
             if heaps[heap].get(number, -1) < count * element_bytes:
                 raise ValueError(f"a row of {count:,} numbers, which the heap at byte {heap:,} does not hold")
 
@@ -63,12 +69,16 @@ def _element_bytes(dataset: Any) -> int:
     return size
 
 
-def _entries(data: NDArray[np.uint8], dataset: Any) -> list[NDArray[Any]]:
+def _entries(data: NDArray[np.uint8], dataset: Any) -> Iterator[NDArray[Any]]:
     """All entries, chunk by chunk."""
     if dataset.chunks is None:
         start, size = dataset.id.get_offset(), dataset.shape[0] * _ENTRY.itemsize
-        return [] if start is None else [_cut(data, start, size).view(_ENTRY)]
-    filters, size, parts = _filters(dataset), dataset.chunks[0] * _ENTRY.itemsize, []
+        if start is not None:
+            yield _cut(data, start, size).view(_ENTRY)
+        return
+    filters, size = _filters(dataset), dataset.chunks[0] * _ENTRY.itemsize
+    if size > _MOST_CHUNK:
+        raise ValueError(f"chunks of {dataset.chunks[0]:,} rows")
     for number in range(dataset.id.get_num_chunks()):
         info = dataset.id.get_chunk_info(number)
         raw = _cut(data, info.byte_offset, info.size).tobytes()
@@ -77,8 +87,7 @@ def _entries(data: NDArray[np.uint8], dataset: Any) -> list[NDArray[Any]]:
                 raw = _unfiltered(raw, code, size)
         if len(raw) != size:
             raise ValueError(f"a chunk of {len(raw):,} bytes in the place of {size:,}")
-        parts.append(np.frombuffer(raw, _ENTRY))
-    return parts
+        yield np.frombuffer(raw, _ENTRY)
 
 
 def _filters(dataset: Any) -> list[int]:
@@ -95,8 +104,8 @@ def _unfiltered(raw: bytes, code: int, size: int) -> bytes:
     return np.frombuffer(raw, np.uint8).reshape(_ENTRY.itemsize, -1).T.tobytes()
 
 
-def _objects(data: NDArray[np.uint8], start: int) -> dict[int, int]:
-    """Bytes of each object of the heap at a byte of the file, by number."""
+def _objects(data: NDArray[np.uint8], start: int) -> tuple[dict[int, int], int]:
+    """Bytes of each object of the heap at a byte of the file, by number; and bytes of the heap."""
     head = _cut(data, start, _HEAD).tobytes()
     size = int.from_bytes(head[8:], "little")
     if head[:5] != b"GCOL\x01":
@@ -111,7 +120,7 @@ def _objects(data: NDArray[np.uint8], start: int) -> dict[int, int]:
         if number:
             found[number] = length
         at += room
-    return found
+    return found, size
 
 
 def _cut(data: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ names, every fifth recording tests, beginning with the fifth.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -31,6 +32,8 @@ SPLIT_RULE = "of each class every fifth recording, by name, tests, so a class ne
 
 _FOLDER = re.compile(r"(?:[A-Za-z]+[_ -]?)?(\d{1,4})")
 _MAGIC = b"#!AER-DAT2.0"
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""What no line of text holds."""
 _NO_PIXEL, _X, _Y, _POLARITY = 0x8000_0000, 0x003F_F000, 0x7FC0_0000, 0x800
 
 
@@ -47,12 +50,7 @@ def read_davis346(path: str | Path) -> Events:
     data = Path(path).read_bytes()
     if not data.startswith(_MAGIC):
         raise ValueError(f"{path} begins with {data[:12]!r}; an AEDAT 2.0 file begins with '#!AER-DAT2.0'.")
-    start = 0
-    while data[start : start + 1] == b"#":
-        end = data.find(b"\n", start)
-        if end < 0:
-            raise ValueError(f"{path} ends at byte {len(data)}, within the line of its header from byte {start} on.")
-        start = end + 1
+    start = _events_from(path, data)
     if (len(data) - start) % 8:
         raise ValueError(
             f"{path} has {len(data) - start} bytes behind its header, which ends at byte {start}; expected a multiple "
@@ -65,8 +63,29 @@ def read_davis346(path: str | Path) -> Events:
     return to_events(path, t[kept], x[kept], y[kept], p[kept], HEIGHT, WIDTH, rebase=True)
 
 
+def _events_from(path: str | Path, data: bytes) -> int:
+    """The byte behind the header's lines. The first event's can be a '#', too (y = 140 to 143): no line has its zeros.
+
+    Raises:
+        ValueError: the file ends within a line.
+    """
+    start = 0
+    while data[start : start + 1] == b"#":
+        end = data.find(b"\n", start)
+        if _CONTROL.search(data, start, len(data) if end < 0 else end):
+            break
+        if end < 0:
+            raise ValueError(f"{path} ends at byte {len(data)}, within the line of its header from byte {start} on.")
+        start = end + 1
+    return start
+
+
 def _read_aedat4(path: str | Path) -> Events:
     return read_aedat4(path, HEIGHT, WIDTH)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 class NumberedActions(Dataset[tuple[Events, int]]):
@@ -80,7 +99,7 @@ class NumberedActions(Dataset[tuple[Events, int]]):
 
     Raises:
         FileNotFoundError: class folders, recordings or listed files are missing; says what to download.
-        ValueError: an unknown split; a class folder whose number is no class.
+        ValueError: an unknown split; a class folder whose number is no class; a recording that is listed twice.
     """
 
     name: ClassVar[str]
@@ -97,7 +116,7 @@ class NumberedActions(Dataset[tuple[Events, int]]):
         found = self._recordings()
         lists = [self.root / f"{part}.txt" for part in ("train", "test")]
         if any(path.is_file() for path in lists):
-            chosen = self._listed(self.root / f"{split}.txt", found)
+            chosen = self._listed(split, found)
             rule = f"{split}.txt"
         else:
             tests = {path for files in found.values() for path in files[4::5]}
@@ -127,12 +146,20 @@ class NumberedActions(Dataset[tuple[Events, int]]):
             raise FileNotFoundError(f"{self.root} has no <class number>/...{self.suffix}. {self._help()}")
         return dict(sorted(found.items()))
 
-    def _listed(self, path: Path, found: dict[int, list[Path]]) -> list[tuple[Path, int]]:
+    def _listed(self, split: str, found: dict[int, list[Path]]) -> list[tuple[Path, int]]:
         """Those of a list of paths below the root."""
+        path, other = (self.root / f"{part}.txt" for part in (split, "test" if split == "train" else "train"))
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}, only the other part's list; expected both lists, or none.")
         labels = {file: label for label, files in found.items() for file in files}
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = _lines(path)
+        both = Counter(Path(name) for name in (*names, *(_lines(other) if other.is_file() else ())))
+        twice = [str(name) for name, count in both.items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{path} and {other.name} have {len(twice)} recordings twice ({', '.join(twice[:3])}); expected each "
+                "in one list, once: what tests must not train."
+            )
         missing = [name for name in names if self.root / name not in labels]
         if missing or not names:
             raise FileNotFoundError(

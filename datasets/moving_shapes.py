@@ -43,6 +43,7 @@ CLASSES = ("turn to the left", "turn to the right")
 SHAPES = ("disc", "square", "bar", "cross")
 
 _DIRECTIONS = np.array([[1, 0], [0, -1], [-1, 0], [0, 1]], dtype=np.float32)  # (x, y)
+_MOST_THRESHOLDS = 30  # events of a pixel and step are counted in a byte, and its threshold may be a quarter
 _CHUNK = 64  # recordings rendered together: 64 x 32 x 32 floats stay in the cache
 _PARTS = ("train", "test")
 
@@ -84,6 +85,11 @@ class MovingShapesConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"MovingShapesConfig.{name} is ({low}, {high}); expected 0 < lowest <= highest.")
+        if self.contrast[1] > _MOST_THRESHOLDS * self.threshold:
+            raise ValueError(
+                f"MovingShapesConfig.contrast is up to {self.contrast[1]} at a threshold of {self.threshold}; expected "
+                f"at most {_MOST_THRESHOLDS} thresholds."
+            )
         if 2 * self.stroke[1] + self.pause[1] > 1:
             raise ValueError(
                 f"MovingShapesConfig: two strokes of up to {self.stroke[1]} and a pause of up to {self.pause[1]} do "

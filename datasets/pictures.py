@@ -84,7 +84,8 @@ def write_raster(events: Events, path: str | Path, title: str = "") -> None:
     fired = counts[counts > 0].double().sort().values
     total.imshow(_colours(counts, float(fired[int((len(fired) - 1) * 0.99)])), interpolation="nearest")
     total.set(xlabel="column", ylabel="row", title="all events: blue ON, orange OFF")
-    figure.suptitle(title or f"{len(events):,} events on {events.height} x {events.width} pixels in {t[-1]:.3f} s")
+    facts = f"{len(events):,} events on {events.height} x {events.width} pixels in {t[-1]:.3f} s"
+    figure.suptitle(title or facts, parse_math=False)
     figure.savefig(path, dpi=110)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ PARTS = ("train", "validation", "test")
 HEADER_BYTES = 64
 EVENT_BYTES = 8
 MAX_SPAN_US = 2**32 - 1
+MAX_SIDE = 32767  # rows and columns of the sensor: 15 bits each
 RECORD = struct.Struct("<qqqII")  # events (-1: left out), start, label, checksum of the events, checksum of the record
 
 _KINDS = {"offsets": "<i8", "starts": "<i8", "labels": "<i8", "checksums": "<u4"}
@@ -123,6 +125,8 @@ def read_header(data: bytes, file_bytes: int) -> Header:
     recordings, events, tables, tables_bytes, _ = _NUMBERS.unpack_from(data, 20)
     if tables != HEADER_BYTES + events * EVENT_BYTES or tables + tables_bytes != file_bytes:
         raise ValueError(f"it is {file_bytes:,} bytes long; its header says {tables + tables_bytes:,}: it was cut off")
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"its header says a sensor of {height:,} x {width:,}; each is 1 to {MAX_SIDE:,}")
     return Header(height, width, recordings, events, tables, tables_bytes)
 
 
@@ -147,6 +151,10 @@ def read_tables(data: bytes, header: Header) -> Tables:
     if len(data) < 4 or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ValueError("its tables do not agree with their checksum")
     try:
+        with zipfile.ZipFile(io.BytesIO(data[:-4])) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > len(data):  # nothing is compressed
+            raise ValueError(f"{unpacked:,} bytes in {len(data):,}")
         with np.lib.npyio.NpzFile(io.BytesIO(data[:-4]), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         classes = tuple(map(str, json.loads(arrays.pop("classes").tobytes())))
@@ -158,10 +166,11 @@ def read_tables(data: bytes, header: Header) -> Tables:
         raise ValueError(f"its tables cannot be read: {error}") from error
     offsets, B = tables.offsets, header.recordings
     if (
-        len(offsets) != B + 1
+        offsets.shape != (B + 1,)
         or (offsets[0], offsets[-1]) != (0, header.events)
         or bool((np.diff(offsets) < 0).any())
-        or any(len(column) != B for column in (tables.starts, tables.labels, tables.checksums))
+        or any(column.shape != (B,) for column in (tables.starts, tables.labels, tables.checksums))
+        or bool((tables.starts < 0).any())
         or (tables.parts is not None and (tables.parts.shape != (B,) or bool((tables.parts >= len(PARTS)).any())))
     ):
         raise ValueError("its tables do not agree with its header")

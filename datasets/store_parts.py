@@ -8,8 +8,10 @@ The parts of one data set have one sensor and one list of classes; nothing is sp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from spikeloom.datasets.event_store import EventStore
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.store_format import PARTS, from_words
 
+_MOST_CLASSES = 2**16  # where the store names none
 _SEED = 0  # the same recordings are held out whenever a data set is packed
 
 
@@ -131,14 +134,16 @@ def split_parts(labels: Sequence[int] | Tensor, test: float, validation: float =
     return parts
 
 
-def open_parts(root: str | Path) -> dict[str, StorePart]:
+def open_parts(root: str | Path, *, compare: bool = True) -> dict[str, StorePart]:
     """The parts at a place by name: train, test and, if there is one, validation. Where the store names no classes,
     they are called by their numbers.
+
+    compare: look for recordings that are in two parts: of some a warning tells. False: it was done before.
 
     Raises:
         FileNotFoundError: no such place, or a folder without train.events or test.events.
         ValueError: a store without a recorded split, without recordings or without labels in a part; parts of
-            different sensors or classes; a test part that is all in the training part; a damaged store.
+            different sensors or classes; a part whose recordings are all in another one; a damaged store.
     """
     root = Path(root)
     found = _of_folder(root) if root.is_dir() else _of_file(root)
@@ -159,7 +164,8 @@ def open_parts(root: str | Path) -> dict[str, StorePart]:
                 f"{store.path} has the classes {_named(store)}, {first.path} {_named(first)}; expected the same names "
                 "in the same order, since labels are their numbers. Pack both from folders of the same classes."
             )
-    _check_apart(found["train"][0], found["test"][0])
+    if compare:
+        _check_apart(found)
     most = max(int(store.labels[numbers].max()) for store, numbers in found.values() if len(numbers))
     classes = first.classes or tuple(map(str, range(most + 1)))
     return {name: StorePart(store, numbers, classes) for name, (store, numbers) in found.items()}
@@ -200,6 +206,11 @@ def _check_labels(store: EventStore, numbers: Tensor) -> None:
             f"{store.path}: recording {first} has the label {int(store.labels[first])}, which stands for none; "
             "expected 0 or more for each. Pack a data set with labels, such as folders ROOT/<class>/<file>."
         )
+    if not store.classes and int(labels.max()) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{store.path} has labels up to {int(labels.max()):,} and names no classes; expected labels from 0, below "
+            f"{_MOST_CLASSES:,}, since a network has an output for each."
+        )
     if store.classes and int(labels.max()) >= len(store.classes):
         raise ValueError(
             f"{store.path} has labels up to {int(labels.max())}, but names only {len(store.classes)} classes "
@@ -207,13 +218,25 @@ def _check_labels(store: EventStore, numbers: Tensor) -> None:
         )
 
 
-def _check_apart(train: EventStore, test: EventStore) -> None:
-    """Refuse to test on what is trained on: a copy under another name."""
-    if train is not test and train.marks() >= (marks := test.marks()) and marks:
-        raise ValueError(
-            f"Every recording of {test.path} is in {train.path}, too: accuracy on it would say nothing. Pack other "
-            "recordings to test on, or one store with --test, which records a split."
-        )
+def _check_apart(found: dict[str, tuple[EventStore, Tensor]]) -> None:
+    """Refuse to choose or test by what is trained on, or to choose by what is tested on: copies under other names."""
+    marks = {name: store.marks(numbers) for name, (store, numbers) in found.items()}
+    for name, other in permutations(reversed(found), 2):
+        (copy, whole), count = (found[name][0].path, found[other][0].path), len(marks[name])
+        copies = int(torch.isin(marks[name], marks[other]).sum())
+        if copies == count > 0:
+            raise ValueError(
+                f"Every recording of the part {name} of {copy} is in the part {other} of {whole}, too: accuracy on it "
+                "would say nothing. Pack each recording into one part."
+            )
+        by_chance = count * len(marks[other]) / 2**32  # other recordings of one checksum, were all of one length
+        if copies > 4 * by_chance and PARTS.index(name) > PARTS.index(other):
+            warnings.warn(
+                f"{copies:,} of {count:,} recordings of the part {name} of {copy} are in the part {other} of {whole}, "
+                "too: accuracy on them says nothing. Pack each recording into one part.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _named(store: EventStore) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -21,6 +23,7 @@ from spikeloom.datasets.events import Events
 from spikeloom.datasets.store_format import (
     EVENT_BYTES,
     HEADER_BYTES,
+    MAX_SIDE,
     PARTS,
     RECORD,
     Header,
@@ -70,7 +73,7 @@ def pack_store(
     goes on behind the last recording that is safely on disk. PATH itself appears whole, or stays as it was.
 
     Args:
-        path: of the store, ending in `.events`.
+        path: of the store, ending in `.events`; its folder is made.
         dataset: of (Events, label) by number; an attribute `files` tells a changed source from the same one.
         height, width: of the sensor; recordings of smaller ones fit too.
         classes: names of the labels.
@@ -81,21 +84,20 @@ def pack_store(
     Raises:
         ValueError: a recording that does not fit, or (with "stop") is damaged; the path; a journal of another source.
         BlockingIOError: another process is packing to the same path.
+        OSError: there is no room on the disk.
     """
     path = Path(path)
     if path.suffix != ".events":
         raise ValueError(f"The path is {path}; an event store is a file that ends in .events.")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {on_error!r}; expected 'stop' or 'skip'.")
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"The sensor is {height} x {width} (height x width); each must be 1 to {MAX_SIDE}.")
     split = None if parts is None else _split(parts, len(dataset))
+    path.parent.mkdir(parents=True, exist_ok=True)
     part, journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".journal")
-    with _opened(part) as events, _opened(journal) as log:
-        try:
-            fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BlockingIOError(
-                f"Another process is packing to {path}; wait for it or choose another path."
-            ) from error
+    with _room(path), _opened(part) as events, _opened(journal) as log:
+        _lock(events, part, path)
         records = _resume(path, events, log, _digest(dataset, height, width, classes, split))
         writer = _Writer(events, log, records)
         resumed = len(records)
@@ -106,7 +108,7 @@ def pack_store(
         writer.sync()
         _finish(events, records, (height, width), tuple(classes), split)
         os.replace(part, path)
-        journal.unlink()
+        journal.unlink(missing_ok=True)
     _sync_folder(path.parent)
     packed = sum(record[0] != _LEFT_OUT for record in records)
     return Packing(packed, resumed, writer.left_out)
@@ -118,7 +120,7 @@ class _Writer:
         self._waiting: list[bytes] = []
         self._unsynced = 0
         self.events_written = sum(max(0, record[0]) for record in records)
-        self.left_out: list[tuple[int, str]] = []
+        self.left_out = [(i, "by an earlier try") for i, record in enumerate(records) if record[0] == _LEFT_OUT]
 
     def add(self, index: int, dataset: Labelled, height: int, width: int, on_error: str) -> None:
         """Append a recording; it is in the journal once `sync` has run."""
@@ -241,6 +243,32 @@ def _digest(
     recorded = [] if split is None else [split.tolist()]
     text = json.dumps([len(dataset), height, width, list(classes), files, labels, *recorded])
     return b"SPKJRNL1" + hashlib.sha256(text.encode()).digest()[:24]
+
+
+def _lock(file: BinaryIO, part: Path, path: Path) -> None:
+    """Raise where another process is packing; or did so when the file was opened, and has made a store of it since."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        same = os.path.samestat(os.fstat(file.fileno()), part.stat())
+    except OSError as error:
+        raise BlockingIOError(f"Another process is packing to {path}; wait for it or choose another path.") from error
+    if not same:
+        raise BlockingIOError(f"Another process was packing to {path}. Call this again.")
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """Say of a full disk what to do; it is met again when files are closed, so this is around that, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)}: {path}.part cannot grow. What is packed stays there; make room and call this "
+            "again, and it goes on.",
+        ) from error
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -2,13 +2,14 @@
 
     python scripts/kill_and_resume.py --kills 50
     python scripts/kill_and_resume.py --kills 10 --processes 2
+    python scripts/kill_and_resume.py --kills 10 --store
 
-A training of simulated digits writes a checkpoint after every epoch. Each attempt is killed at a random moment of one
-of its phases: while data are read, in the middle of an epoch, while files of a checkpoint are written, between those
-and the new name, while older checkpoints are deleted, while the validation part is evaluated. A signal that asks to
-save (SIGTERM) comes now and then as well. After every kill the newest checkpoint must load whole and be no older than
-before. At the end the weights must be those of the undisturbed run, bit for bit, and the log's epochs and the test's
-numbers too. Exit code 0: all of that held.
+A training of simulated digits (with --store from an event store, read batch by batch) writes a checkpoint after every
+epoch. Each attempt is killed at a random moment of one of its phases: while data are read, in the middle of an epoch,
+while files of a checkpoint are written, between those and the new name, while older checkpoints are deleted, while the
+validation part is evaluated. A signal that asks to save (SIGTERM) comes now and then as well. After every kill the
+newest checkpoint must load whole and be no older than before. At the end the weights must be those of the undisturbed
+run, bit for bit, and the log's epochs and the test's numbers too. Exit code 0: all of that held.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class Options:
     processes: int
     epochs: int
     folder: Path
+    store: Path | None
 
 
 def main() -> int:
     """Run the undisturbed training, then the other one."""
     options = _options()
     random.seed(options.seed)
+    if options.store is not None:
+        _pack(options.store)
     whole, cut = options.folder / "whole", options.folder / "cut"
     if _attempt(options, whole, None) != _ENDED:
         print("the undisturbed training failed")
@@ -80,15 +84,28 @@ def _options() -> Options:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--store", action="store_true")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
-    return Options(given.kills, given.seed, given.processes, given.epochs, folder)
+    store = folder / "digits.events" if given.store else None
+    return Options(given.kills, given.seed, given.processes, given.epochs, folder, store)
+
+
+def _pack(path: Path) -> None:
+    """Some simulated digits as an event store, with parts to train, validate and test on."""
+    from spikeloom.datasets import pack_store, saccade_mnist
+
+    digits = saccade_mnist("train")
+    chosen = range(0, len(digits), len(digits) // 80)
+    made = [(digits[index], int(digits.labels[index])) for index in chosen]
+    pack_store(path, made, digits.height, digits.width, parts=[(0, 0, 0, 1, 2)[i % 5] for i in range(len(made))])
 
 
 def _attempt(options: Options, out: Path, phase: str | None) -> int:
     """Start or resume the training, disturbed in a phase (None: not at all); returns the first exit code."""
     resume = (out / "recipe.json").is_file()
     words = [sys.executable, __file__, "--train", str(out), str(options.epochs), str(int(resume))]
+    words += [] if options.store is None else [str(options.store)]
     when = json.dumps({"phase": phase, "draw": random.random()}) if phase else ""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(random.randrange(20_000, 60_000)), "WORLD_SIZE": str(options.processes)}
@@ -140,7 +157,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in _HELD if name in line} for line in lines]
 
 
-def train(out: Path, epochs: int, resume: bool) -> None:
+def train(out: Path, epochs: int, resume: bool, store: str | None) -> None:
     """The training that is disturbed, in a process of its own."""
     when = json.loads(os.environ.get(_VARIABLE) or "null")
     if when is not None:
@@ -148,13 +165,15 @@ def train(out: Path, epochs: int, resume: bool) -> None:
     import torch
     from rich.console import Console
 
-    from spikeloom.training import Augment, Data, Optim, Recipe, TrainingInterrupted, fit
+    from spikeloom.training import Augment, Data, Optim, Recipe, TrainingInterrupted, event_batches, fit
     from spikeloom.training.team import FollowedError, LostProcessError, joined
 
     torch.set_num_threads(1)
+    if store is not None:
+        event_batches.MAX_CACHE_BYTES = 0  # as of one that is too large to keep its frames
     recipe = Recipe(
         model="conv_snn_tiny",
-        data=Data("saccade_mnist", T=2, limit=48, validation=16),
+        data=Data("event_store" if store else "saccade_mnist", root=store, T=2, limit=48, validation=16),
         augment=Augment(shift_px=1),
         optim=Optim(lr=5e-3),
         epochs=epochs,
@@ -237,7 +256,7 @@ def _half_deleted(module: Any, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5 and sys.argv[1] == "--train":
-        train(Path(sys.argv[2]), int(sys.argv[3]), bool(int(sys.argv[4])))
+    if len(sys.argv) in (5, 6) and sys.argv[1] == "--train":
+        train(Path(sys.argv[2]), int(sys.argv[3]), bool(int(sys.argv[4])), sys.argv[5] if len(sys.argv) == 6 else None)
     else:
         sys.exit(main())

@@ -39,10 +39,10 @@ class RunLog:
         return found
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after a step, because the training goes on from there."""
+        """Forget what was logged after a step, because the training goes on from there, and results, found anew."""
         if not self.writes:
             return
-        kept = [line for line in self.lines() if line["step"] <= step]
+        kept = [line for line in self.lines() if line["step"] <= step and line["event"] != "test"]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

@@ -15,7 +15,7 @@ from spikeloom.kernels.cpu import run as weave
 
 _PER_THREAD = 2**18  # events that are worth a thread
 _NUMBER = ctypes.c_int64
-_RETURNING = ("loom_count_words", "loom_evt2", "loom_evt3", "loom_unpack")
+_RETURNING = ("loom_count_words", "loom_evt2", "loom_evt3", "loom_misplaced", "loom_unpack")
 
 
 def edges(t: Tensor, offsets: Tensor, times: Tensor) -> Tensor:
@@ -60,6 +60,11 @@ def unpack(
     columns = _columns(int((end - begin).sum()))
     wrong = _call("loom_unpack", words, begin, end, start, len(begin), height, width, *columns)
     return columns, wrong
+
+
+def misplaced(words: int, begin: int, end: int, height: int, width: int) -> int:
+    """How many of words begin ... end - 1 of one recording (see `word_edges`) are off the sensor or out of order."""
+    return _call("loom_misplaced", words, begin, end, height, width)
 
 
 def evt_count(words: int, length: int, version: int) -> int:

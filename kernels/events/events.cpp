@@ -62,6 +62,17 @@ int64_t loom_count_words(const int64_t* words, const int64_t* begin, const int64
     return strays;
 }
 
+// How many words begin ... end - 1 of one recording lie off the sensor, before time 0 or before the word in front.
+int64_t loom_misplaced(const int64_t* words, int64_t begin, int64_t end, int64_t H, int64_t W) {
+    int64_t wrong = 0, before = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = words[i] >> 31;
+        wrong += ((words[i] >> 1 & 0x7fff) >= W) | ((words[i] >> 16 & 0x7fff) >= H) | (t < before);
+        before = t;
+    }
+    return wrong;
+}
+
 // The words of recordings b, begin[b] ... end[b] - 1, one after the other as columns; their times count from start[b].
 // Returns how many events lie off the sensor, before time 0 or before the event in front of them.
 int64_t loom_unpack(const int64_t* words, const int64_t* begin, const int64_t* end, const int64_t* start, int64_t B,
@@ -70,7 +81,7 @@ int64_t loom_unpack(const int64_t* words, const int64_t* begin, const int64_t* e
     for (int64_t b = 0; b < B; ++b) {
         const int64_t events = end[b] - begin[b], *from = words + begin[b];
         for (int64_t i = 0; i < events; ++i) {
-            t[i] = (from[i] >> 31) + start[b];
+            t[i] = (int64_t)((uint64_t)(from[i] >> 31) + (uint64_t)start[b]);  // a damaged start may be any number
             x[i] = (int16_t)(from[i] >> 1 & 0x7fff);
             y[i] = (int16_t)(from[i] >> 16 & 0x7fff);
             p[i] = (uint8_t)(from[i] & 1);
@@ -86,12 +97,12 @@ int64_t loom_unpack(const int64_t* words, const int64_t* begin, const int64_t* e
 void loom_refractory(const int64_t* t, const int16_t* x, const int16_t* y, const int64_t* offsets, int64_t B,
                      int64_t period, int64_t H, int64_t W, int64_t* room, uint8_t* keep) {
     for (int64_t b = 0; b < B; ++b) {
-        std::fill(room, room + H * W, INT64_MIN);
+        std::fill(room, room + H * W, -1);
         for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
-            int64_t& free = room[y[i] * W + x[i]];  // from when on the pixel may fire
-            const bool kept = t[i] >= free;
+            int64_t& last = room[y[i] * W + x[i]];  // when the pixel fired
+            const bool kept = last < 0 || t[i] - last >= period;
             keep[i] = kept;
-            if (kept) free = t[i] + period;
+            if (kept) last = t[i];
         }
     }
 }

@@ -1,6 +1,15 @@
 // Prophesee EVT 2.0 and 3.0 (see datasets/prophesee_raw.py for the words): one pass, what is known so far in registers.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+
+// Word i of a file's bytes: they begin behind a header of any length, so a word may lie at any address.
+template <typename Word>
+static inline Word loom_word(const Word* words, int64_t i) {
+    Word word;
+    std::memcpy(&word, (const char*)words + i * (int64_t)sizeof(Word), sizeof(Word));
+    return word;
+}
 
 extern "C" {
 
@@ -8,7 +17,7 @@ extern "C" {
 int64_t loom_evt2(const uint32_t* words, int64_t length, int64_t* t, int16_t* x, int16_t* y, uint8_t* p) {
     int64_t events = 0, high = -1;
     for (int64_t i = 0; i < length; ++i) {
-        const uint32_t word = words[i], kind = word >> 28;
+        const uint32_t word = loom_word(words, i), kind = word >> 28;
         if (kind <= 1) {
             if (high < 0) continue;
             if (t) {
@@ -32,7 +41,8 @@ int64_t loom_evt3(const uint16_t* words, int64_t length, int64_t* t, int16_t* x,
     const int64_t most = INT16_MAX;  // coordinates of damaged files that do not fit stay off every sensor
     int64_t events = 0, high = -1, low = 0, row = -1, base = -1, moved = 0;
     for (int64_t i = 0; i < length; ++i) {
-        const int64_t kind = words[i] >> 12, payload = words[i] & 0xfff;
+        const uint16_t word = loom_word(words, i);
+        const int64_t kind = word >> 12, payload = word & 0xfff;
         switch (kind) {
             case 0:
                 row = payload & 0x7ff;

@@ -127,8 +127,10 @@ def test_steps_are_spread() -> None:
         ({"min_events": 0}, "min_events=0"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"size": (0, 8)}, r"size=\(0, 8\)"),
+        ({"size": 8}, r"size=8; expected .*\(H, W\)"),
+        ({"size": (8,)}, r"size=\(8,\)"),
     ],
-    ids=["T", "T in parts", "min_events", "threshold", "size"],
+    ids=["T", "T in parts", "min_events", "threshold", "size", "one number", "one side"],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):

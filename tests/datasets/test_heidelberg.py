@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,28 @@ def test_rows_that_their_heap_does_not_hold_are_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"shd_train.h5 cannot be read: {says}"):
             shd(tmp_path)
+
+
+def test_heaps_that_lie_in_one_another_are_refused(tmp_path: Path) -> None:
+    """Each is listed once and holds no byte of another, so that a file of some megabytes cannot take hours."""
+    path, size = tmp_path / "a.h5", 3000
+    inside = bytearray(size)
+    for at in range(0, 512, 64):  # heaps that reach to the end of the row
+        rest = size - at
+        inside[at : at + 32] = b"GCOL\x01\0\0\0" + rest.to_bytes(8, "little") + b"\x01" + bytes(7)
+        inside[at + 24 : at + 32] = (rest - 32).to_bytes(8, "little")
+    with h5py.File(path, "w") as file:
+        rows = file.create_dataset("rows", (9,), dtype=h5py.vlen_dtype(np.dtype("u1")))
+        for row in range(9):
+            rows[row] = np.frombuffer(bytes(inside) if row == 0 else b"one", np.uint8)
+    with h5py.File(path, "r") as file:
+        check_ragged(path, file["rows"])
+        entries = file["rows"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    start = data.index(inside)
+    for row in range(1, 9):
+        heap = start + 64 * (row - 1)
+        data[entries + 16 * row : entries + 16 * row + 16] = struct.pack("<IQI", 1, heap, 1)
+    path.write_bytes(data)
+    with h5py.File(path, "r") as file, pytest.raises(ValueError, match="heaps that lie in one another"):
+        check_ragged(path, file["rows"])

@@ -49,6 +49,29 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         read_davis346(path)
 
 
+def test_a_first_event_is_no_line_of_the_header(tmp_path: Path) -> None:
+    """The address of a pixel of rows 140 to 143 begins with the byte of '#'."""
+    path = tmp_path / "a.aedat"
+    for y in (139, 140, 143, 144):
+        events = [(5, 0, y, 0), (10, 3, 4, 1), (0x0A0A, 345, 140, 1)]
+        write_davis346(path, events)
+        assert read_davis346(path).y.tolist() == [y, 4, 140]
+
+
+def test_a_recording_in_both_lists_is_refused(tmp_path: Path) -> None:
+    root = paf(tmp_path, classes=2, each=2)
+    (root / "train.txt").write_text("2/0.aedat\n1/1.aedat\n")
+    (root / "test.txt").write_text("1/0.aedat\n./2/0.aedat\n")
+    for part in ("train", "test"):
+        with pytest.raises(ValueError, match=r"1 recordings twice \(2/0\.aedat\)"):
+            PAF(root, part)  # type: ignore[arg-type]
+    (root / "test.txt").write_text("1/0.aedat\n1/0.aedat\n")
+    with pytest.raises(ValueError, match=r"twice \(1/0\.aedat\)"):
+        PAF(root, "test")
+    (root / "test.txt").write_text("1/0.aedat\n")
+    assert len(PAF(root, "test")) == 1
+
+
 def test_without_lists_every_fifth_tests(tmp_path: Path) -> None:
     train, test = (PAF(paf(tmp_path), part) for part in ("train", "test"))
     assert (len(train), len(test)) == (40, 10)

@@ -139,11 +139,12 @@ def test_noise_is_added() -> None:
         (lambda: moving_shapes(seed=-1), "seed=-1"),
         (lambda: MovingShapesConfig(steps=0), "steps is 0"),
         (lambda: MovingShapesConfig(noise_hz=-1), "noise_hz is -1"),
+        (lambda: MovingShapesConfig(contrast=(1.0, 60.0)), "contrast is up to 60.0 at a threshold of 0.3"),
         (lambda: MovingShapesConfig(mismatch=0.9), "mismatch is 0.9"),
         (lambda: MovingShapesConfig(radius=(3.0, 2.0)), r"radius is \(3.0, 2.0\)"),
         (lambda: MovingShapesConfig(pause=(0.6, 0.7)), "two strokes of up to 0.17 and a pause of up to 0.7"),
     ],
-    ids=["part", "per_class", "seed", "steps", "noise", "mismatch", "radius", "pause"],
+    ids=["part", "per_class", "seed", "steps", "noise", "contrast", "mismatch", "radius", "pause"],
 )
 def test_bad_input_is_refused(call: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):

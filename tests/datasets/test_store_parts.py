@@ -142,9 +142,9 @@ def test_what_is_no_source_says_why(tmp_path: Path) -> None:
 
 
 def test_the_command_records_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("nod", "wave"):
+    for first, name in ((0, "nod"), (5, "wave")):
         (tmp_path / "own" / name).mkdir(parents=True)
-        for i in range(5):
+        for i in range(first, first + 5):
             t, x, y, p = (getattr(recording(i), column).numpy() for column in "txyp")
             module.np.savez(tmp_path / "own" / name / f"{i}.npz", t=t, x=x, y=y, p=p)
     store = tmp_path / "own.events"

@@ -70,3 +70,11 @@ def test_a_missing_checkpoint_in_the_run_starts_from_the_beginning(tiny: Recipe,
     first.checkpoint.rmdir()  # as after a kill in the first epoch
     fit(replace(tiny, epochs=1), tmp_path / "run", resume=True, device="cpu", console=quiet)
     assert (require_checkpoint(tmp_path / "run") / "model.safetensors").read_bytes() == expected
+
+
+def test_a_finished_run_that_is_resumed_has_one_result(tiny: Recipe, tmp_path: Path) -> None:
+    for resume in (False, True):
+        fit(replace(tiny, epochs=1), tmp_path / "run", resume=resume, device="cpu", console=Console(quiet=True))
+    events = [line["event"] for line in RunLog(tmp_path / "run" / "log.jsonl").lines()]
+    assert events.count("test") == 1
+    assert events[-1] == "test"

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from spikeloom_tests.training.tiny_files import write_clips
 from torch import nn
 
-from spikeloom.models import SpikMambaConfig, create_model
+from spikeloom.datasets.cli import data as data_command
+from spikeloom.models import SpikMambaConfig, create_model, load_model
 from spikeloom.models.patch_conv import PatchConv
 from spikeloom.training import fit, get_recipe, list_recipes
 from spikeloom.training.energy_report import report_energy
@@ -110,7 +112,8 @@ def test_the_network_without_a_mixer_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fits_its_data_and_builds_its_model(name: str) -> None:
     recipe = get_recipe(name)
-    check_augment(recipe.augment, recipe.data)
+    if recipe.data.name != "event_store":  # packed recordings say themselves what they are
+        check_augment(recipe.augment, recipe.data)
     classes = SOURCES[recipe.data.name].num_classes
     model: nn.Module = create_model(recipe.model, **{"num_classes": classes, "T": recipe.data.T, **recipe.model_args})
     assert model.config.in_channels == 2  # type: ignore[union-attr]
@@ -137,6 +140,15 @@ def test_settings_of_the_scripts(name: str, lr: float) -> None:
     assert (recipe.augment.mixup, recipe.augment.mix_prob, recipe.augment.mix_epochs) == (0.5, 0.5, 75)
 
 
+def test_settings_of_the_script_for_hardvs() -> None:
+    recipe = get_recipe("spikmamba_hardvs_script")
+    rates = [learning_rate(epoch, recipe.epochs, 1, recipe.optim) for epoch in range(recipe.epochs)]
+    assert rates[0] == 1e-5
+    assert max(rates) == rates[10] == pytest.approx(1e-3, rel=0.01), "the end of the warm-up"
+    assert rates[196:] == [1e-5] * 10
+    assert (recipe.batch_size, recipe.data.T, recipe.model) == (32, 8, "spikmamba_official_bimamba_8")
+
+
 def test_gestures_are_read_and_trained_on(tmp_path: Path) -> None:
     recipe = get_recipe("spikmamba_gesture")
     data = replace(recipe.data, root=str(write_clips(tmp_path / "gestures", 40)), T=2, limit=4)
@@ -144,6 +156,26 @@ def test_gestures_are_read_and_trained_on(tmp_path: Path) -> None:
     small = replace(recipe, model_args=recipe.model_args | TINY, data=data, epochs=1, batch_size=2)
     result = fit(small, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert math.isfinite(result.test.mean_loss)
+
+
+def test_hardvs_is_packed_and_trained_on(tmp_path: Path) -> None:
+    rng, root = np.random.default_rng(0), tmp_path / "raw"
+    for part, stored in (("train", "train"), ("val", "validation"), ("test", "test")):
+        for action in ("001", "300"):
+            (root / f"action_{action}").mkdir(parents=True, exist_ok=True)
+            columns = {"x": rng.integers(0, 346, 50), "y": rng.integers(0, 260, 50), "p": rng.integers(0, 2, 50)}
+            np.savez(root / f"action_{action}" / f"dvSave-{part}.npz", t=np.arange(50), **columns)
+        (root / f"{part}_label.txt").write_text(f"action_001/dvSave-{part} 20 0\naction_300/dvSave-{part} 31 299\n")
+        store = tmp_path / "stores" / f"{stored}.events"
+        assert data_command(["pack", "hardvs", str(root), str(store), "--split", part]) == 0
+    recipe = get_recipe("spikmamba_hardvs_published")
+    data = replace(recipe.data, root=str(tmp_path / "stores"), T=2)
+    small = replace(recipe, model_args=recipe.model_args | TINY, data=data, epochs=1, batch_size=2)
+    result = fit(small, tmp_path / "run", device="cpu", console=Console(quiet=True))
+    assert result.test.samples == 2
+    script = get_recipe("spikmamba_hardvs_script")
+    check_augment(script.augment, replace(script.data, root=data.root))
+    assert load_model(result.checkpoint).config.num_classes == 300  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["paf", "efaction"])
