@@ -259,6 +259,23 @@ _GIVEN = {
     "drop_rate": "drop_rate",
     "drop_path_rate": "drop_path_rate",
 }
+_SIZES = {"img_size": "input_size", "img_size_h": "input_size", "img_size_w": "input_size", "patch_size": "patch_size"}
+
+
+def _check_sizes(config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    """Refuse sizes of frames and patches that are not those of the state dict's shapes."""
+    for key, name in _SIZES.items():
+        given = config.get(key)
+        sides = set(given) if isinstance(given, tuple | list) else {given}
+        if given is not None and name in shown and sides != {_side(shown[name])}:
+            raise ValueError(
+                f"The spikmamba configuration has {key}={given}, and the shapes of the state dict show {name}="
+                f"{shown[name]}. Pass the size that the model was trained with, or leave {key} out."
+            )
+
+
+def _side(size: Any) -> Any:
+    return size[0] if isinstance(size, tuple) else size  # squares alone
 
 
 def _build(config: dict[str, Any], state: dict[str, Tensor], **options: Any) -> SpikMambaOfficial:
@@ -267,10 +284,11 @@ def _build(config: dict[str, Any], state: dict[str, Tensor], **options: Any) -> 
     A normalisation's count of batches, which changes nothing here, may be absent: then `state` gets one.
     """
     demand("spikmamba", config, "num_heads")
-    given = {name: config[theirs] for name, theirs in _GIVEN.items() if theirs in config}
+    shown, given = _shown(state), {name: config[theirs] for name, theirs in _GIVEN.items() if theirs in config}
+    _check_sizes(config, shown)
     if "variant" in config:
         given["variant"] = {"bissm": "bissm_bisla"}.get(config["variant"], config["variant"])
-    model = SpikMambaOfficial(configure(SpikMambaOfficialConfig(), {**_shown(state), **given, **options}))
+    model = SpikMambaOfficial(configure(SpikMambaOfficialConfig(), {**shown, **given, **options}))
     for key in [key for key in state if key.endswith("_bn.running_mean")]:
         if rename(key) in model.state_dict():
             state.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))

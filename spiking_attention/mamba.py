@@ -88,7 +88,7 @@ class SelectiveSSM(nn.Module):
         """`[B, Di, L]` -> `[B, Di, L]`, times SiLU(z) if z is given; with `return_state` also the state behind it.
 
         Raises:
-            ValueError: a shape does not fit, or a state is asked of both directions.
+            ValueError: a shape does not fit, no state of `mix`, or a state is asked of both directions.
         """
         if x.ndim != 3 or x.shape[1] != self.features or x.shape[2] == 0:
             raise ValueError(
@@ -102,7 +102,7 @@ class SelectiveSSM(nn.Module):
                 )
             o = self._scan(self._convolve(x)).unflatten(1, (2, self.features)).sum(1)
             return o if z is None else o * F.silu(z)
-        conv, h = (None, None) if state is None else state
+        conv, h = parts_of(state, 2, type(self).__name__, "(values of the convolution, state of the scan)")
         past = x.new_zeros(x.shape[0], self.features, self.d_conv) if conv is None else conv.to(x.dtype)
         if past.shape != (x.shape[0], self.features, self.d_conv):
             raise ValueError(
@@ -146,6 +146,23 @@ class SelectiveSSM(nn.Module):
     @property
     def _reversed(self) -> int:
         return self.features if self.bidirectional else 0
+
+
+def parts_of(state: Any, count: int, where: str, expected: str) -> Any:
+    """The parts of a layer's state, None each without one.
+
+    Raises:
+        ValueError: it is no sequence of so many.
+    """
+    if state is None:
+        return (None,) * count
+    if not isinstance(state, tuple | list) or len(state) != count:
+        of = f" of {len(state)}" if isinstance(state, tuple | list) else ""
+        raise ValueError(
+            f"{where} got as state a {type(state).__name__}{of}; expected {expected}, as return_state=True gives it, "
+            "or None to start from rest"
+        )
+    return state
 
 
 class MambaMixer(SelectiveSSM):

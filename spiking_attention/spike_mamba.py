@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeloom.neurons import LIF, Neuron
-from spikeloom.spiking_attention.mamba import SelectiveSSM
+from spikeloom.spiking_attention.mamba import SelectiveSSM, parts_of
 from spikeloom.synapses import Linear, NormNeuron
 
 
@@ -70,16 +70,19 @@ class SpikeMamba(SelectiveSSM):
         """Mix all tokens of all frames; with `return_state` `(out, state)`.
 
         Raises:
-            ValueError: other axes or channels, or a state for both directions, which must see all frames at once.
+            ValueError: other axes or channels, an empty axis, no state of this layer, or a state for both directions,
+                which must see all frames at once.
         """
-        if y.ndim != 4 or y.shape[3] != self.dim:
-            raise ValueError(f"SpikeMamba got tokens of shape {list(y.shape)}; expected [T, B, N, C={self.dim}].")
+        if y.ndim != 4 or y.shape[3] != self.dim or 0 in y.shape:
+            raise ValueError(
+                f"SpikeMamba got tokens of shape {list(y.shape)}; expected [T, B, N, C={self.dim}], no axis empty."
+            )
         if self.bidirectional and state is not None:
             raise ValueError(
                 "SpikeMamba runs in both directions, so it must see all frames at once and cannot go on from a state; "
                 "reset the stream in front of every clip, or build it with bidirectional=False"
             )
-        before = (None, None, None) if state is None else state
+        before = parts_of(state, 3, "SpikeMamba", "(membranes, state of the scan, membranes)")
         x, z = self.in_proj(y).chunk(2, dim=3)
         spikes, first = _fire(self.in_bn, x, before[0], return_state)
         sequence = spikes.permute(1, 3, 0, 2)  # [B, Di, T, N]

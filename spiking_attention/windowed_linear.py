@@ -69,7 +69,7 @@ def from_windows(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> T
 
 def check_window(grid: tuple[int, int], window: tuple[int, int], where: str) -> None:
     """Raise unless windows of this size tile the grid; there is no padding, which would change every mean of keys."""
-    if min(window) < 1 or grid[0] % window[0] or grid[1] % window[1]:
+    if len(window) != 2 or min(window) < 1 or grid[0] % window[0] or grid[1] % window[1]:
         raise ValueError(
             f"{where} got window={window} on a grid of {grid[0]} x {grid[1]} tokens; expected (rows, columns) that "
             "divide it. Windows are not padded: choose divisors, another patch size, or None for whole frames."
@@ -114,14 +114,14 @@ class WindowedLinearAttention(nn.Module):
         """Run all time steps.
 
         Raises:
-            ValueError: the tokens are not those of the grid.
+            ValueError: the tokens are not those of the grid, or there are none.
         """
         check_axes(y, "WindowedLinearAttention", "T B N C")
         N = self.grid[0] * self.grid[1]
-        if y.shape[2:] != (N, self.dim):
+        if y.shape[2:] != (N, self.dim) or 0 in y.shape:
             raise ValueError(
                 f"WindowedLinearAttention got tokens of shape {list(y.shape)}; expected [T, B, {N}, {self.dim}], "
-                f"{self.grid[0]} x {self.grid[1]} tokens a frame."
+                f"{self.grid[0]} x {self.grid[1]} tokens a frame, no axis empty."
             )
         gate = F.silu(self.act_proj(y))
         v = F.silu(on_grid(self.dwc, self.in_proj(y), self.grid))

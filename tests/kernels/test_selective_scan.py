@@ -185,6 +185,11 @@ def test_a_long_sequence() -> None:
     beginning = selective_scan(**first, delta_softplus=True)
     assert isinstance(y, Tensor)
     assert torch.equal(y[..., :9000], beginning)
+    double = {k: t.double() for k, t in given.items()}
+    agree(through(selective_scan, given, case), through(selective_scan, double, case), 1e-4)
+    with torch.no_grad():
+        expected = selective_scan(**double, delta_softplus=True, backend="reference")
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

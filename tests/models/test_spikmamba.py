@@ -70,6 +70,19 @@ def test_samples_are_apart_and_calls_start_from_rest() -> None:
         torch.testing.assert_close(model(x[:, i : i + 1])[:, 0], logits[:, i], rtol=1e-10, atol=1e-10)
 
 
+def test_nothing_in_evaluation_can_blow_up() -> None:
+    """Whatever running statistics are, spikes leave; and normalised tokens have a norm of at most sqrt(C)."""
+    model, x = tiny(), random(3, 4, 3, 8, 12)
+    for norm in (module for module in model.modules() if isinstance(module, NormNeuron)):
+        norm.running_var.zero_()
+        norm.running_mean.add_(random(norm.num_features) - 0.5)
+    bound = (model.head.weight * model.norm_f.weight).norm(dim=1) * 16**0.5 + model.head.bias.abs()
+    for scale in (0.0, 1.0, 1e6):
+        logits = model(scale * x)
+        assert bool((logits.abs() <= bound).all())
+    assert bound.max() < 1
+
+
 def test_the_window_of_a_frame_is_no_window() -> None:
     x = random(3, 2, 3, 8, 12)
     assert torch.equal(tiny(window=(2, 3))(x), tiny()(x))
@@ -191,7 +204,11 @@ def test_what_spikes() -> None:
     counted = run.counts()
     assert not counted.uncounted
     kinds = {layer.name: layer.kind for layer in counted.layers}
-    assert kinds["patch_embed.proj"] == kinds["blocks.0.mlp.fc1"] == kinds["blocks.1.sla.qk"] == "float"
+    adds = {layer.name for layer in counted.layers if layer.is_param and layer.kind != "float"}
+    assert adds == {f"blocks.{i}.mamba.{conv}" for i in range(2) for conv in ("conv1d", "conv1d_1")}, "all else: MAC"
+    assert {kinds[name] for name in adds} == {"binary"}
+    spiking = {entry.name for entry in counted.aux if getattr(entry, "spiking", False)}
+    assert spiking == fired.keys()
 
 
 @pytest.mark.gpu

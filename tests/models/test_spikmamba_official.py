@@ -95,6 +95,11 @@ def test_state_dicts_that_do_not_fit_are_refused() -> None:
         from_official("spikmamba", {}, state)
     with pytest.raises(ValueError, match="'heads', no argument"):
         from_official("spikmamba", {"num_heads": 2, "heads": 2}, state)
+    fits = from_official("spikmamba", {"num_heads": 2, "img_size": [8, 8], "patch_size": 4}, state)
+    assert fits.config.input_size == (8, 8)  # type: ignore[union-attr]
+    for key, value, shown in (("img_size", 64, r"input_size=\(8, 8\)"), ("patch_size", 2, "patch_size=4")):
+        with pytest.raises(ValueError, match=rf"has {key}={value}, and the shapes .* show {shown}"):
+            from_official("spikmamba", {"num_heads": 2, key: value}, state)
     key = "layers.0.blocks.1.attn.qk_bn.weight"
     with pytest.raises(ValueError, match=rf"1 entries missing: {key}"):
         from_official("spikmamba", {"num_heads": 2}, {name: v for name, v in state.items() if name != key})

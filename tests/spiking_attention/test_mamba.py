@@ -162,6 +162,9 @@ def test_what_does_not_fit_is_refused() -> None:
         net(tokens(3, 9, 6), state=(conv, h))
     with pytest.raises(ValueError, match="initial_state"):
         net(tokens(2, 9, 6), state=(conv, h[:, :, :3]))
+    for state, says in ((h, "got as state a Tensor; expected"), ((conv,), "a tuple of 1; expected")):
+        with pytest.raises(ValueError, match=says):
+            net(tokens(2, 9, 6), state=state)  # type: ignore[arg-type]
     for wrong in ({"dim": 0}, {"dim": 4, "expand": 0}, {"dim": 4, "d_state": 0}, {"dim": 4, "dt_rank": 0}):
         with pytest.raises(ValueError, match="at least 1"):
             MambaMixer(**wrong)  # type: ignore[arg-type]

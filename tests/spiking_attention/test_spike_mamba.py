@@ -122,6 +122,38 @@ def test_training_reaches_every_parameter() -> None:
     assert y.grad is not None
 
 
+def test_gradients_go_through_the_states_of_chunks() -> None:
+    module, y = layer(bidirectional=False), random(T, B, N, C)
+    leaves = [y, *module.parameters()]
+
+    def gradients(*lengths: int) -> tuple[Tensor, ...]:
+        state, out = None, []
+        for chunk in y.requires_grad_().split(lengths):
+            found, state = module(chunk, state=state, return_state=True)
+            out.append(found)
+        return torch.autograd.grad((torch.cat(out) * random(T, B, N, C, seed=1)).sum(), leaves)
+
+    for whole, cut in zip(gradients(T), gradients(1, 2), strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, B, N, C), (T, 0, N, C), (T, B, 0, C)], ids=["steps", "samples", "tokens"])
+def test_nothing_is_refused(shape: tuple[int, ...]) -> None:
+    for module in (layer(), layer().train()):
+        with pytest.raises(ValueError, match="no axis empty"):
+            module(random(*shape))
+
+
+def test_states_of_something_else_are_refused() -> None:
+    module, y = layer(bidirectional=False), random(T, B, N, C)
+    _, state = module(y, return_state=True)
+    for wrong, says in ((state[:2], "a tuple of 2"), (y, "a Tensor;")):
+        with pytest.raises(ValueError, match=says):
+            module(y, state=wrong)
+    with pytest.raises(ValueError, match=r"a tuple of 1; expected \(values of the convolution, state of the scan\)"):
+        module(y, state=(state[0], state[1][:1], state[2]))
+
+
 def test_wrong_inputs_are_explained() -> None:
     with pytest.raises(ValueError, match=r"expected \[T, B, N, C=8\]"):
         layer()(random(T, B, N, C + 1))

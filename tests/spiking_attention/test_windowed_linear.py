@@ -159,8 +159,9 @@ def test_only_spikes_count_as_spikes() -> None:
     [
         ({"window": (3, 3)}, r"window=\(3, 3\) on a grid of 4 x 6 tokens; .* not padded"),
         ({"window": (0, 3)}, r"window=\(0, 3\)"),
+        ({"window": (2, 3, 1)}, r"window=\(2, 3, 1\)"),
     ],
-    ids=["divides", "empty"],
+    ids=["divides", "empty", "three sides"],
 )
 def test_windows_that_do_not_tile_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -176,6 +177,9 @@ def test_other_sizes_are_refused() -> None:
         layer()(random(T, B, N - 1, C))
     with pytest.raises(ValueError, match=r"\[T, B, N, C\]"):
         layer()(random(B, N, C))
+    for shape in ((0, B, N, C), (T, 0, N, C)):
+        with pytest.raises(ValueError, match="no axis empty"):
+            layer()(random(*shape))
 
 
 def test_another_neuron() -> None:
