@@ -30,8 +30,8 @@ class Method:
     """A row of the table.
 
     settings: of `convert`. specific: thresholds or corrections are made for one T, so every T has a network. wide:
-    converted in double precision: calibration compares the network with its operations, where a quantised activation
-    that is rounded the other way would count as a difference.
+    converted in double precision, where rounding puts no quantised activation on another level than the ANN's while
+    corrections are made.
     """
 
     name: str

@@ -40,6 +40,10 @@ RECOMPUTED = (
     "its weight is computed at every call (weight norm, spectral norm, pruning, a parametrisation); make it permanent "
     "first: torch.nn.utils.remove_weight_norm, prune.remove, or parametrize.remove_parametrizations"
 )
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
 _NUMBERS = {"add": "number_add", "sub": "number_sub", "mul": "number_mul", "div": "number_div"}
 
 
@@ -88,9 +92,12 @@ class _Builder:
         self.folded: dict[str, str] = {}
 
     def used(self) -> list[Node]:
-        """The operations without parameters that nothing reads, being in a folded normalisation."""
-        read = {name for node in self.nodes for name in node.reads()}
-        return [n for n in self.nodes if n.name in read or not isinstance(self.modules.get(n.name), Constant)]
+        """The operations that the logits are made from."""
+        needed = {node.name for node in self.nodes if node.kind in (INPUT, OUTPUT)}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.reads())
+        return [node for node in self.nodes if node.name in needed]
 
     def add(self, node: fx.Node) -> None:
         """Take over one node of the trace."""
@@ -106,10 +113,12 @@ class _Builder:
                 f"{type(self.ann).__name__} does not convert: {len(self.problems)} of its operations have no spiking "
                 f"form.\n{listed}"
             )
-        if not any(node.kind == SITE for node in self.nodes):
+        if not any(node.kind == SITE for node in self.used()):
+            unread = [node.name for node in self.nodes if node.kind == SITE]
             raise NotConvertibleError(
-                f"{type(self.ann).__name__} has no activation (ReLU, ReLU6, Hardtanh(0, m), clamp(0, c), QCFS), so "
-                "there is nothing to put neurons in the place of."
+                f"{type(self.ann).__name__} has no activation (ReLU, ReLU6, Hardtanh(0, m), clamp(0, c), QCFS)"
+                f"{f' whose output reaches the logits ({unread[0]} does not)' if unread else ''}, so there is nothing "
+                "to put neurons in the place of."
             )
 
     def _placeholder(self, node: fx.Node) -> None:
@@ -242,6 +251,8 @@ class _Builder:
     def _call(self, node: fx.Node, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         given = [self._value(arg) for arg in args]
         named = {("input" if key == "x" else key): self._value(value) for key, value in kwargs.items()}
+        if name == "contiguous":
+            named = {}
         reads = Node("", CALL, "", tuple(given), named).reads()
         numeric = bool(reads) and all(read in self.numbers for read in reads)
         if numeric and name in _NUMBERS:
@@ -280,7 +291,7 @@ class _Builder:
         if made.kind == LAYER and made.reads() and self.fixed.issuperset(made.reads()):
             self.fixed.add(made.name)
         if module is not None:
-            self.modules[made.name] = module.requires_grad_(False).eval()
+            self.modules[made.name] = _without_hooks(module).requires_grad_(False).eval()
 
     def _value(self, value: Any) -> Any:
         """A node's argument with our references in it."""
@@ -297,6 +308,14 @@ class _Builder:
         kind = type(module).__name__ if module is not None else name
         self.problems.append(f"{name} ({trace.where(node)}): {what or advice(kind)}")
         self.names[node.name] = Ref(node.name)
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A copy of the ANN's module without the hooks that came along; if they change values, `faithful` finds it."""
+    for part in module.modules():
+        for name in _HOOKS:
+            getattr(part, name, {}).clear()
+    return module
 
 
 def _is_recomputed(module: nn.Module) -> bool:
@@ -319,8 +338,8 @@ def fold(layer: Any, weight: Tensor, bias: Tensor) -> None:
     kernel = layer.weight.detach()
     shape = [-1] + [1] * (kernel.ndim - 1)
     old = torch.zeros_like(bias) if layer.bias is None else layer.bias.detach()
-    layer.weight = nn.Parameter(kernel * weight.view(shape), requires_grad=False)
-    layer.bias = nn.Parameter(old * weight + bias, requires_grad=False)
+    layer.weight = nn.Parameter((kernel * weight.view(shape)).to(kernel.dtype), requires_grad=False)
+    layer.bias = nn.Parameter((old * weight + bias).to(kernel.dtype), requires_grad=False)
 
 
 def _seen(norm: Any) -> tuple[Tensor, Tensor] | None:

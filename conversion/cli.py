@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,16 @@ def _of_file(path: str, function: str) -> Any:
     if not function or not Path(path).is_file() or spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected FILE.py:FUNCTION, an existing file and a function in it.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if made is None:
-        raise ValueError(f"{path} has no function {function!r}.")
-    return made()
+    beside = str(Path(path).resolve().parent)
+    sys.path.append(beside)  # what the file imports may stand beside it
+    try:
+        spec.loader.exec_module(module)
+        made = getattr(module, function, None)
+        if made is None:
+            raise ValueError(f"{path} has no function {function!r}.")
+        return made if isinstance(made, nn.Module) else made()
+    finally:
+        sys.path.remove(beside)
 
 
 def _of_timm(name: str, chosen: dict[str, Any]) -> Any:
@@ -145,6 +151,9 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
         raise ValueError(f"{path} holds no state dict (names -> tensors); save one with torch.save(net.state_dict()).")
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # of DataParallel and torch.compile
+        if held and all(name.startswith(wrapper) for name in held):
+            held = {name.removeprefix(wrapper): value for name, value in held.items()}
     return dict(held)
 
 

@@ -6,10 +6,11 @@ print(compare(ann, net, test_loader))
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,17 +58,18 @@ def compare(ann: nn.Module, net: ConvertedNet, loader: Iterable[Any], steps: Ite
             thresholds were made for one T).
 
     Raises:
-        ValueError: no images; labels for a part of them; steps beyond net.T; logits that are NaN or infinite.
+        ValueError: no images; labels for a part of them, or of another form; steps beyond net.T; logits that are NaN
+            or infinite.
     """
     chosen = _steps(net, steps)
-    like = next(ann.parameters(), next(net.parameters(), torch.zeros(())))
+    there = next(net.parameters(), next(net.buffers(), torch.zeros(())))
+    like = next(ann.parameters(), there)
     sums = torch.zeros(3, len(chosen), dtype=torch.float64)  # decisions, errors, right ones
     count, labelled, right, size = 0, 0, 0, 0.0
     with evaluating(ann), evaluating(net):
-        for batch, labels in _pairs(loader):
-            (images,) = images_of([batch], like)
-            expected = ann(images).double().cpu()
-            found = net(images).double().cpu().cumsum(0)[[T - 1 for T in chosen]]
+        for images, labels in _pairs(loader, like):
+            expected = ann(images.clone()).double().cpu()  # an ANN may change its images in place
+            found = net(images.to(there.device, there.dtype)).double().cpu().cumsum(0)[[T - 1 for T in chosen]]
             found /= torch.tensor(chosen, dtype=torch.float64).view(-1, 1, 1)
             _check_finite(expected, found)
             decision = found.argmax(2)
@@ -77,8 +79,8 @@ def compare(ann: nn.Module, net: ConvertedNet, loader: Iterable[Any], steps: Ite
             count += len(images)
             if labels is not None:
                 labelled += len(labels)
-                sums[2] += (decision == labels.cpu()).sum(1)
-                right += int((expected.argmax(1) == labels.cpu()).sum())
+                sums[2] += (decision == labels).sum(1)
+                right += int((expected.argmax(1) == labels).sum())
     if not count or labelled not in (0, count):
         given = "no images" if not count else f"{count} images and {labelled} labels"
         raise ValueError(f"the loader gave {given}; expected batches of images, all with labels [B] or none.")
@@ -98,13 +100,28 @@ def _steps(net: ConvertedNet, steps: Iterable[int] | None) -> tuple[int, ...]:
     return chosen
 
 
-def _pairs(loader: Iterable[Any]) -> Iterable[tuple[Any, Tensor | None]]:
-    """Images, and labels where there are some."""
-    for batch in [loader] if isinstance(loader, Tensor) else loader:
-        if isinstance(batch, Tensor) and batch is loader:
-            raise ValueError(f"the loader is a tensor {list(batch.shape)}; pass batches, such as images.split(32).")
-        second = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
-        yield batch, second if isinstance(second, Tensor) and second.ndim == 1 else None
+def _pairs(loader: Iterable[Any], like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images on a parameter's device, and labels where there are some."""
+    if isinstance(loader, Tensor):
+        raise ValueError(f"the loader is a tensor {list(loader.shape)}; pass batches, such as images.split(32).")
+    for batch in loader:
+        for images in images_of([batch], like):  # none if it is empty
+            second = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+            yield images, _labels(second, len(images))
+
+
+def _labels(given: Any, count: int) -> Tensor | None:
+    """Class numbers `[B]`; None if what stands behind the images is no numbers."""
+    if isinstance(given, np.ndarray) or (isinstance(given, (list, tuple)) and all(isinstance(y, int) for y in given)):
+        given = torch.as_tensor(given)
+    if not isinstance(given, Tensor):
+        return None
+    if given.shape != (count,):
+        raise ValueError(
+            f"labels are {given.dtype} {list(given.shape)} for {count} images; expected class numbers [{count}]. Pass "
+            "batches of images alone, or of (images, labels)."
+        )
+    return given.cpu()
 
 
 def _check_finite(expected: Tensor, found: Tensor) -> None:

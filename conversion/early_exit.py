@@ -15,6 +15,7 @@ one sample; here it is chosen on held-out samples, and a batch shrinks.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.conversion.active import Axes, any_steps, batch_axes, select
+from spikeloom.conversion.choices import Settings
 from spikeloom.conversion.confidence import (
     calibration_error,
     check_alpha,
@@ -140,6 +142,7 @@ class EarlyExit:
         """
         self._check_mode()
         T = self.T if T is None else T
+        _check_steps(self.model, T)
         found = outputs_of(self.model, self._checked(batches(loader, T, self.frames, self._device())))
         logits, labels = found.logits, found.labels
         smoothing = chosen_alpha(alpha, logits, labels)
@@ -280,6 +283,18 @@ class EarlyExit:
                 f"{x.shape[1]} samples. Early exit needs a model whose output at a step depends on earlier steps "
                 "alone, and whose modules with memory work in a Stream."
             )
+
+
+def _check_steps(model: nn.Module, T: int | None) -> None:
+    """Warn of more steps than the thresholds of a converted network were made for."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Settings) and config.fixed_steps and T is not None and T > config.T:
+        warnings.warn(
+            f"T={T}, but the thresholds and corrections of method {config.method!r} were made for T = {config.T}. "
+            f"Convert again with T={T}, or use 'ltb', 'channel_max' or 'qcfs', which hold for every T.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_model(model: nn.Module, frames: bool | None) -> None:

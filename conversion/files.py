@@ -98,13 +98,17 @@ def load_converted(folder: str | Path) -> ConvertedNet:
             f"{folder} holds no converted network ({type(error).__name__}: {error}); expected what save_converted "
             "wrote. Other models are read by spikeloom.models.load_model."
         ) from error
+    known: set[str] = set()
+    for node in nodes:
+        if missing := [read for read in node.reads() if read not in known]:
+            raise CheckpointError(
+                f"{folder} is damaged: its operation {node.name} reads {missing[0]}, which is not there."
+            )
+        known.add(node.name)
     unknown = sorted({n.target for n in nodes if n.kind == CALL} - set(CALLS))
     if unknown:
         raise CheckpointError(f"{folder} uses operations that this version does not have: {', '.join(unknown)}.")
     net = ConvertedNet(Graph(nodes, layers), settings, ndim, dataclasses.replace(report, layers=rows))
-    types = {value.dtype for value in weights.values() if value.is_floating_point()}
-    if len(types) == 1:
-        net.to(types.pop())
     load_weights(net, weights, folder)
     net._steps = T  # without the warning of a change
     return net.eval()
@@ -160,6 +164,8 @@ def _built(described: Mapping[str, Any], name: str, weights: Mapping[str, Tensor
     if kind == "Constant":
         return Constant(weights[f"{name}.value"])
     module: nn.Module = _TORCH[kind](**decode(given["options"]))
+    if f"{name}.weight" in weights:
+        module.to(weights[f"{name}.weight"].dtype)
     return module.requires_grad_(False)
 
 

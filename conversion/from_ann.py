@@ -26,6 +26,7 @@ from spikeloom.conversion.scales import fold_scales
 
 _CHECKED = 2  # images
 _FITTED = 1024
+_OF_AXES = ("flatten", "view", "reshape", "permute", "transpose", "mean", "sum")
 
 
 def convert(
@@ -114,12 +115,23 @@ def _assemble(pair: Pair, thresholds: dict[str, Tensor], ndims: dict[str, int], 
 
 
 def _input_ndim(graph: Graph) -> int:
-    """Axes of a batch of images, by the first layer with weights."""
+    """Axes of a batch of images where none was given, by the first layer with weights.
+
+    Raises:
+        ValueError: a linear layer, behind which axes are moved or averaged: of `[B, D]` or of `[B, N, D]`?
+    """
     kinds = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    flat = found = None
     for node in graph.nodes:
         module = graph.modules.get(node.name)
-        if node.kind == LAYER and type(module) in kinds:
-            return (
-                4 if any(n.target in ("flatten", "view", "reshape") for n in graph.nodes[:2]) else kinds[type(module)]
+        if found is not None and (isinstance(module, nn.Flatten) or node.target in _OF_AXES):
+            raise ValueError(
+                f"the network's first layer is linear, and {node.name} ({node.where}) behind it is about axes, so "
+                "without images it is not known how many axes they have; pass a batch of images."
             )
-    return 4
+        if found is None and node.kind == LAYER and type(module) in kinds:
+            found = 4 if flat else kinds[type(module)]
+            if flat or not isinstance(module, nn.Linear):
+                return found
+        flat = flat or isinstance(module, nn.Flatten) or node.target in ("flatten", "view", "reshape")
+    return found or 4

@@ -101,14 +101,15 @@ class ConvertedNet(nn.Module):
                 logits = self._run(x, steps, len(x), True)[: self.T]
         if watched:
             return logits
-        return logits + self._mark(x).to(logits.dtype).view(-1, logits.shape[1], *[1] * (logits.ndim - 2))
+        mark = self._mark(x).to(logits.dtype)
+        return logits + mark.reshape(*mark.shape, *[1] * (logits.ndim - 2))
 
     def _mark(self, x: Tensor) -> Tensor:
         """0, or NaN for samples with NaN or infinity, from that step on, `[T, B]` or `[1, B]`."""
         zeros = x.detach() * 0
         if x.ndim == self.input_ndim:
-            return zeros.flatten(1).sum(1)
-        found = zeros.flatten(2).sum(2)
+            return zeros.sum([*range(1, x.ndim)]).unsqueeze(0)
+        found = zeros.sum([*range(2, x.ndim)])
         return found.cumsum(0) if self.config.offset == "none" else found.sum(0, keepdim=True)
 
     def _run(self, x: Tensor, T: int, B: int, still: bool) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers that take in a batch normalisation behind them, and a scale in front."""
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 MOVES = (nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle, nn.ChannelShuffle)
@@ -41,15 +41,15 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "cat": torch.cat,
     "stack": torch.stack,
     "flatten": torch.flatten,
-    "reshape": torch.reshape,
-    "view": lambda x, *shape: x.reshape(*shape),  # a view of the ANN's layout may be none of ours
-    "permute": lambda x, *dims: x.permute(*dims),
+    "reshape": lambda x, *sizes, **named: x.reshape(*sizes, **named),
+    "view": lambda x, *sizes: x.reshape(*sizes),  # a view of the ANN's layout may be none of ours
+    "permute": lambda x, *dims, **named: x.permute(*dims, **named),
     "transpose": torch.transpose,
     "unsqueeze": torch.unsqueeze,
     "squeeze": torch.squeeze,
     "chunk": torch.chunk,
     "split": torch.split,
-    "contiguous": lambda x: x.contiguous(),
+    "contiguous": lambda x, **layout: x.contiguous(),  # the layout in memory changes no value
     "mean": torch.mean,
     "sum": torch.sum,
     "pad": F.pad,

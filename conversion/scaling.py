@@ -42,7 +42,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift the channels, axis 1."""
-        return x * along(self.weight, x, 1) + along(self.bias, x, 1)
+        return x * along(self.weight, x, 1).to(x.dtype) + along(self.bias, x, 1).to(x.dtype)
 
 
 class Constant(nn.Module):

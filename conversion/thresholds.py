@@ -23,6 +23,11 @@ SMALLEST = 1e-6
 _CHUNK = 1 << 22
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """A type for sums: those of a layer overflow in float16."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class Rule:
     """What the rules share: the site's activation and channel axis, and the largest threshold it allows."""
 
@@ -109,6 +114,7 @@ class MSERule(Rule):
     def measure(self, activation: Tensor) -> Tensor:
         """Of one batch."""
         dims, T = self.dims(activation), self.choices.T
+        activation = activation.to(_wide(activation))
         largest = activation.amax(dims)
         best, least = largest, torch.full_like(largest, torch.inf)
         for i in range(95):
@@ -129,15 +135,15 @@ class LTBRule(Rule):
         dims = self.dims(current)
         if self.batches == 0:
             C = current.shape[self.axis]
-            self.theta = current.new_zeros([C] if self.choices.channel_wise else [])
+            self.theta = current.new_zeros([C] if self.choices.channel_wise else [], dtype=_wide(current))
         step = max(1, _CHUNK // max(current[0].numel(), 1))
         over = torch.zeros_like(self.theta)
         for part in current.split(step):  # no copy of the whole layer
-            over += (part - along(self.theta, part, self.axis)).relu_().sum(dims)
+            over += (part.to(over.dtype) - along(self.theta, part, self.axis)).relu_().sum(dims)
         count = current.numel() // self.theta.numel()
         self.theta = (self.theta + 2 * over / count).clamp(min=SMALLEST)
         self.batches += 1
-        limit = along(self.value(), current, self.axis)
+        limit = along(self.value().to(current.dtype), current, self.axis)
         return torch.clamp(current, torch.zeros_like(limit), limit)
 
 

@@ -54,6 +54,7 @@ def trace(ann: nn.Module) -> fx.Graph:
     Raises:
         NotConvertibleError: it is spiking already, or its control flow depends on values.
     """
+    _check_kind(ann)
     neurons = [name for name, module in ann.named_modules() if isinstance(module, Neuron) or _streams(module)]
     if neurons:
         raise NotConvertibleError(
@@ -68,12 +69,25 @@ def trace(ann: nn.Module) -> fx.Graph:
         raise NotConvertibleError(_says(ann, error)) from error
 
 
+def _check_kind(ann: Any) -> None:
+    if not isinstance(ann, nn.Module):
+        raise NotConvertibleError(f"convert got {type(ann).__name__}; expected a network, a torch.nn.Module.")
+    inside = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+    name = type(ann).__name__
+    if name in inside and isinstance(getattr(ann, inside[name], None), nn.Module):
+        raise NotConvertibleError(f"{name} is a wrapper; pass the network in it, model.{inside[name]}.")
+    if isinstance(ann, torch.jit.ScriptModule):
+        raise NotConvertibleError(f"{name} is TorchScript, which cannot be traced; pass the network it was made from.")
+
+
 def _positional(graph: fx.Graph) -> fx.Graph:
-    """`relu(input=x)` as `relu(x)`."""
+    """`relu(input=x)` as `relu(x)`, and modules with one argument by any name."""
     for node in graph.nodes:
-        if not node.args and "input" in node.kwargs:
+        alone = node.op == "call_module" and len(node.kwargs) == 1
+        name = next(iter(node.kwargs)) if alone else "input"
+        if not node.args and name in node.kwargs:
             kwargs = dict(node.kwargs)
-            node.args = (kwargs.pop("input"),)
+            node.args = (kwargs.pop(name),)
             node.kwargs = kwargs
     return graph
 
