@@ -155,7 +155,11 @@ def launched(what: str, processes: int, graph: str, options: argparse.Namespace)
             subprocess.Popen(words, env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(processes)
         ]
-        codes = [process.wait(timeout=options.timeout) for process in running]
+        try:
+            codes = [process.wait(timeout=options.timeout) for process in running]
+        finally:
+            for process in running:
+                process.kill()
         if any(codes):
             raise SystemExit(f"{what} with {processes} processes ended with {codes}")
         row: dict[str, Any] = json.loads(found.read_text())
