@@ -51,6 +51,7 @@ class DeviceStep:
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._engine = Engine(model, judge) if engine is None else engine
+        self.divided = self._engine.team.size > 1
         self._limit = clip_norm or math.inf  # without a limit, a finite gradient is multiplied by 1
         rate = optimizer.param_groups[0]["lr"]
         self.bad = torch.zeros_like(rate)
@@ -173,7 +174,7 @@ class Updates:
         if self.graphs is None:
             self._step.run(pieces)
         else:
-            self.graphs(*(tensor for piece in pieces for tensor in (piece.frames, piece.targets)))
+            self.graphs(*(tensor for piece in pieces for tensor in self._inputs(piece)))
         self.sent.append(Sent(step, rate, samples, self._step.report()))
 
     def forget(self, step: int) -> int:
@@ -194,12 +195,23 @@ class Updates:
         self.graphs = None
         self._step.optimizer.zero_grad(set_to_none=True)  # gradients of a replay lie in the graphs' memory
 
+    def _inputs(self, piece: Piece) -> tuple[Tensor, ...]:
+        """What a graph is given anew; its share only where the batch is divided among processes, by no fixed rule."""
+        if not self._step.divided:
+            return piece.frames, piece.targets
+        share = torch.full((), float(piece.weight), dtype=torch.float64, device=piece.frames.device)
+        return piece.frames, piece.targets, share
+
     def _maskless(self, *inputs: Tensor) -> None:
-        """Frames and targets of each piece, by turns, of a task that draws no masks."""
+        """Frames, targets and shares of each piece, by turns, of a task that draws no masks."""
+        masks = torch.Generator()
+        if self._step.divided:
+            parts = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
+            self._step.run([Piece(frames, targets, masks, share) for frames, targets, share in parts])
+            return
         pairs = list(zip(inputs[::2], inputs[1::2], strict=True))
         total = sum(samples_in(targets) for _, targets in pairs)
         shares = [1.0 if len(pairs) == 1 else samples_in(targets) / total for _, targets in pairs]
-        masks = torch.Generator()
         self._step.run([Piece(*pair, masks, share) for pair, share in zip(pairs, shares, strict=True)])
 
     def _failed(self, reason: str) -> None:

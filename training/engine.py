@@ -27,12 +27,13 @@ Judge = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class Piece:
-    """What goes through the network at a time; weight: its share of the batch, 0: it stands in for nothing."""
+    """What goes through the network at a time; weight: its share of the batch, 0: it stands in for nothing; a tensor
+    `[]` where the step is captured, so that every replay reads it anew."""
 
     frames: Tensor
     targets: Tensor
     masks: torch.Generator
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
 
 class Engine:
@@ -74,7 +75,7 @@ class Engine:
             own = loss.detach().double() * piece.weight
             total = own if total is None else total + own
             if correct is not None:
-                counted = correct.detach() * int(piece.weight > 0)
+                counted = correct.detach() * (piece.weight > 0)
                 right = counted if right is None else right + counted
         assert total is not None
         if self.team.size == 1:

@@ -6,6 +6,7 @@ where gradients go through NCCL: nothing there waits for a GPU, and a process th
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,4 +191,5 @@ def joined(device: torch.device) -> Iterator[None]:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     yield
+    gc.collect()  # DDP is held by cycles, and must not outlive the group's threads
     dist.destroy_process_group()  # not after an error: it may wait for a process that is gone

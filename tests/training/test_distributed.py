@@ -51,6 +51,16 @@ def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         assert correct == 0
 
 
+def test_captured_steps_are_those_that_are_called(tmp_path: Path) -> None:
+    """Of batches of different sizes, in which a part of the same size has another share."""
+    found = both("captured", tmp_path)
+    assert found["captured"][2]
+    assert not found["called"][2]
+    for one, other in zip(found["captured"][0], found["called"][0], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)  # loss, norm of the gradient, how many were right
+    assert found["captured"][1] == pytest.approx(found["called"][1], rel=1e-4)
+
+
 def test_a_run_with_shared_statistics_is_that_of_one_process(runs: tuple[Path, dict[str, Any]]) -> None:
     folder, found = runs
     alone = quiet(digits(folder, shared=False), folder / "one")

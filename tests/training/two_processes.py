@@ -217,12 +217,53 @@ def gradients(folder: Path) -> dict[str, Any]:
     torch.manual_seed(team.rank)
     other = nn.Sequential(nn.Conv2d(2, 3, 3), BatchNorm2d(3)).to(memory_format=torch.channels_last)
     assert isinstance(make_engine(Recipe(), other, judge, team, captured=True), FlatEngine)
-    errors["begins with"] = [float(p.sum()) for p in other.parameters()]  # the same in both processes
+    errors["begins with"] = [float(p.detach().sum()) for p in other.parameters()]  # the same in both processes
     try:
         share_statistics(nn.Sequential(BatchNorm2d(3)))
     except ValueError as error:
         errors["refused"] = str(error)
     return errors
+
+
+def captured(folder: Path) -> dict[str, Any]:
+    """Steps whose graphs are pretended, with the gradients in one message, against steps called, with DDP."""
+    import importlib.util
+
+    import torch
+    from torch import nn
+
+    from spikeloom.training.device_step import DeviceStep, Updates
+    from spikeloom.training.engine import Engine, FlatEngine, Piece
+    from spikeloom.training.loop import judge_of
+    from spikeloom.training.optim import make_optimizer
+    from spikeloom.training.recipe import Recipe
+    from spikeloom.training.split import Split
+    from spikeloom.training.team import current_team
+
+    spec = importlib.util.spec_from_file_location("pretended_graphs", HERE.with_name("pretended_graphs.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    pretended = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pretended)
+    team = current_team()
+    split, judge = Split(team.size, (team.rank,)), judge_of(Recipe(), torch.device("cpu"))
+
+    def trained(captured: bool) -> list[Any]:
+        net, recorder = pretended.net(), pretended.PretendedRecorder()
+        ddp = None if captured else nn.parallel.DistributedDataParallel(net)
+        engine = FlatEngine(net, judge, team) if captured else Engine(net, judge, team, ddp)
+        step = DeviceStep(net, judge, make_optimizer(net, pretended.OPTIM, capturable=True), None, 0.5, engine)
+        updates = Updates(step, (lambda: recorder) if captured else None, "on")
+        losses = []
+        sizes = (8, 8, 8, 7, 8, 7, 7, 7, 7, 8)  # parts of 4 and 3: of shares 4 / 8, 4 / 7 and 3 / 7
+        for number, (frames, targets) in enumerate(pretended.batches(sizes).batches):
+            rows, weight = split.rows(len(targets), team.rank), split.weight(len(targets), team.rank)
+            piece = Piece(frames[:, rows], targets[rows], torch.Generator(), weight)
+            updates.send([piece], len(targets), number, 1e-2)
+            losses.append(list(updates.sent[-1].report.read()))
+        return [losses, [float(p.detach().sum()) for p in net.parameters()], recorder.replays > 0]
+
+    return {"called": trained(False), "captured": trained(True)}
 
 
 def lost(folder: Path) -> dict[str, Any]:
@@ -253,7 +294,7 @@ def failing(folder: Path) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    case.__name__: case for case in (numbers, resumed, shards, gradients, lost, failing)
+    case.__name__: case for case in (numbers, resumed, shards, gradients, captured, lost, failing)
 }
 
 
