@@ -310,7 +310,10 @@ def test_modules_on_the_cpu(emulated: None, monkeypatch: pytest.MonkeyPatch, nam
     assert calls == ([] if name == "average" else [True, False])  # and not with a hook
     assert ours.keys() == theirs.keys()
     for key, wanted in theirs.items():
-        torch.testing.assert_close(ours[key], wanted, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        largest = max(1.0, wanted.abs().max().item())  # sums of many terms, some of which cancel
+        torch.testing.assert_close(
+            ours[key], wanted, rtol=1e-4, atol=1e-5 * largest, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def test_other_layers_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
