@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,24 +13,6 @@ from spikeloom.conversion import convert, save_converted
 from spikeloom.models import create_model, save_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "early_exit.py"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_early_exit", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_most_steps_are_saved(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

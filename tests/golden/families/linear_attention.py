@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spikeloom_tests.golden.mamba.stored import Stored, read
+from spikeloom_tests.golden.stored import Stored, read
 from torch import Tensor
 
 from spikeloom.spiking_attention.causal_linear import attend, attend_delta, slopes

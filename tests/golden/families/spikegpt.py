@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from spikeloom_tests.golden.spikegpt.build import read
 from spikeloom_tests.golden.spikegpt.network import check_text, check_tokens, check_training
 from spikeloom_tests.golden.spikegpt.parts import check_first_values, check_sampling, check_wkv
+from spikeloom_tests.golden.stored import read
 
 PRECISE = {"wkv": check_wkv, "lm": check_text, "rnn": check_tokens}
 SINGLE = {"init": check_first_values, "sampling": check_sampling, "train": check_training}

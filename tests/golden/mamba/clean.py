@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spikeloom_tests.golden.mamba.networks import compare, variants_of_networks
-from spikeloom_tests.golden.mamba.stored import read
+from spikeloom_tests.golden.stored import read
 
 from spikeloom.models import SpikMamba, SpikMambaConfig
 from spikeloom.models.config import configure

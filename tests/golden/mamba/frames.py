@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from spikeloom_tests.golden.mamba.stored import read
+from spikeloom_tests.golden.stored import read
 
 from spikeloom.datasets import Events
 from spikeloom.datasets.adaptive_frames import adaptive_pieces

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from spikeloom_tests.golden.mamba.stored import agree, read
+from spikeloom_tests.golden.mamba.stored import agree
+from spikeloom_tests.golden.stored import read
 
 from spikeloom.spiking_attention.mamba import MambaMixer
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spikeloom_tests.golden.mamba.stored import Stored, agree
+from spikeloom_tests.golden.mamba.stored import agree
+from spikeloom_tests.golden.stored import Stored
 from torch import Tensor, nn
 
 Place = Callable[[str], str]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from spikeloom_tests.golden.mamba.networks import compare, variants_of_networks
-from spikeloom_tests.golden.mamba.stored import Stored, read
+from spikeloom_tests.golden.stored import Stored, read
 from torch import Tensor
 
 from spikeloom import Stream

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from spikeloom_tests.golden.mamba.stored import Stored, agree, read
+from spikeloom_tests.golden.mamba.stored import agree
+from spikeloom_tests.golden.stored import Stored, read
 from torch import Tensor
 
 from spikeloom.kernels.scan import causal_conv1d, selective_scan

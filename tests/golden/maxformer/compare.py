@@ -39,15 +39,18 @@ def compare(path: Path, built: Built, dtype: torch.dtype, device: str) -> None:
         if file.train:
             y.backward(file.inputs["cotangent"].to(device, dtype))
     exact = dtype == torch.float64 or float(file.meta["min_threshold_margin"]) > 1e-5
+    turned = False
     for name, rate in rates.items():
         spikes = seen[built.neuron(name)]
         assert not (spikes * (1 - spikes)).any(), name
         fired = spikes.double().mean().item()
-        if not exact and abs(fired - rate) > 5.01e-5:
-            # a membrane next to its threshold rounded to its other side: few spikes here, and what follows is other
-            assert abs(fired - rate) <= 0.01 * rate + 2e-3, (name, fired, rate)
-            return
-        assert abs(fired - rate) <= 5.01e-5, (name, fired, rate)
+        gap = abs(fired - rate)
+        if not exact and gap > 5.01e-5:
+            # a membrane next to its threshold rounded to its other side: few spikes in that layer, more behind it
+            assert gap <= (0.1 * rate + 1e-2 if turned else 0.01 * rate + 2e-3), (name, fired, rate)
+            turned = True
+            continue
+        assert gap <= 5.01e-5, (name, fired, rate)
     if not exact:
         return
     apart(y, file.out, tolerance(dtype), "y")

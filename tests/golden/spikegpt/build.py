@@ -1,14 +1,11 @@
-"""What a golden file of SpikeGPT holds, and our model with its parameters."""
+"""Our model with the parameters of a golden file of SpikeGPT."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from spikeloom_tests.golden.stored import Stored
 from torch import Tensor, nn
 
 from spikeloom.models import SpikeGPT, from_official
@@ -17,31 +14,7 @@ from spikeloom.models.official import load_official, translate
 ARGUMENTS = ("vocab_size", "ctx_len", "n_layer", "n_embd", "model_type")
 
 
-@dataclass(frozen=True)
-class File:
-    """One file: its tensors by their full names, and its metadata."""
-
-    name: str
-    tensors: dict[str, Tensor]
-    meta: dict[str, str]
-    config: dict[str, Any]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
-
-
-def read(path: Path) -> File:
-    """Read a file as it is."""
-    with safe_open(path, "pt") as stored:  # type: ignore[no-untyped-call]
-        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        meta = stored.metadata()
-    return File(path.stem, tensors, meta, json.loads(meta["config"]))
-
-
-def model_of(file: File, dtype: torch.dtype, device: str, **options: Any) -> SpikeGPT:
+def model_of(file: Stored, dtype: torch.dtype, device: str, **options: Any) -> SpikeGPT:
     """Our model by the official arguments and state dict of a file, in evaluation."""
     arguments = {name: file.config[name] for name in ARGUMENTS if name in file.config}
     model = from_official("spikegpt", arguments, file.part("state."), **options)

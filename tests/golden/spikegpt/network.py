@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import torch
-from spikeloom_tests.golden.spikegpt.build import File, close, model_of, ours, relatively_close
+from spikeloom_tests.golden.spikegpt.build import close, model_of, ours, relatively_close
+from spikeloom_tests.golden.stored import Stored
 from torch import Tensor, nn
 
 from spikeloom.models import SpikeGPT, language_loss
@@ -25,7 +26,7 @@ class Keep(nn.Module):
         return x * self.keep / 0.97
 
 
-def check_text(file: File, dtype: torch.dtype, device: str) -> None:
+def check_text(file: Stored, dtype: torch.dtype, device: str) -> None:
     """Logits, loss, spikes, and the gradients of the logits and of the loss."""
     model = model_of(file, dtype, device)
     ids, targets = (file[name].T.contiguous().to(device) for name in ("in.idx", "in.targets"))
@@ -52,7 +53,7 @@ def check_text(file: File, dtype: torch.dtype, device: str) -> None:
     _check_gradients(file, model, "grad_loss.", exact)
 
 
-def _check_gradients(file: File, model: SpikeGPT, prefix: str, exact: bool) -> None:
+def _check_gradients(file: Stored, model: SpikeGPT, prefix: str, exact: bool) -> None:
     parameters = dict(model.named_parameters())
     expected = {ours(model, key): value for key, value in file.part(prefix).items()}
     assert expected.keys() == parameters.keys()
@@ -61,7 +62,7 @@ def _check_gradients(file: File, model: SpikeGPT, prefix: str, exact: bool) -> N
 
 
 @torch.no_grad()
-def check_tokens(file: File, dtype: torch.dtype, device: str) -> None:
+def check_tokens(file: Stored, dtype: torch.dtype, device: str) -> None:
     """Whole, token by token and in pieces; as corrected, and as the official script has it."""
     ids = file["in.idx"].T.contiguous().to(device)
     atol = 1e-10 if dtype == torch.float64 else 2e-5
@@ -78,7 +79,7 @@ def check_tokens(file: File, dtype: torch.dtype, device: str) -> None:
     _check_steps(file, model_of(file, dtype, device, **options), ids, "out.official.", [1] * len(ids))
 
 
-def _check_steps(file: File, model: SpikeGPT, ids: Tensor, prefix: str, pieces: list[int]) -> None:
+def _check_steps(file: Stored, model: SpikeGPT, ids: Tensor, prefix: str, pieces: list[int]) -> None:
     stream, done, exact = Stream(model), 0, model.emb.weight.dtype == torch.float64
     for piece in ids.split(pieces):
         logits = stream(piece)
@@ -101,7 +102,7 @@ def official_state(stream: Stream, depth: int) -> dict[str, Tensor]:
     return {"state": torch.cat(rows), **membranes}
 
 
-def check_training(file: File) -> None:
+def check_training(file: Stored) -> None:
     """Losses, rates, norms before clipping, and the parameters after the last step."""
     config = file.config
     model = model_of(file, torch.float64, "cpu", dropout=0.0).train()

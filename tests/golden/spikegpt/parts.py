@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from spikeloom_tests.golden.spikegpt.build import File, close, relatively_close
+from spikeloom_tests.golden.spikegpt.build import close, relatively_close
+from spikeloom_tests.golden.stored import Stored
 from torch import Tensor
 
 from spikeloom.models import next_token_probabilities
@@ -11,14 +12,14 @@ from spikeloom.models.spikegpt_init import channel_mix_values, time_mix_values
 from spikeloom.spiking_attention import WKV
 
 
-def check_wkv(file: File, dtype: torch.dtype, device: str) -> None:
+def check_wkv(file: Stored, dtype: torch.dtype, device: str) -> None:
     """Result, state and gradients; those of a pair of calls that carry the state too."""
     T = file["in.k"].shape[1]
     for pieces in {(T,), (T // 2, T - T // 2) if T > 1 else (T,)}:
         _check_wkv(file, dtype, device, pieces)
 
 
-def _check_wkv(file: File, dtype: torch.dtype, device: str, pieces: tuple[int, ...]) -> None:
+def _check_wkv(file: Stored, dtype: torch.dtype, device: str, pieces: tuple[int, ...]) -> None:
     def given(name: str) -> Tensor:
         return file[f"in.{name}"].to(device, dtype)
 
@@ -43,7 +44,7 @@ def _check_wkv(file: File, dtype: torch.dtype, device: str, pieces: tuple[int, .
         relatively_close(gradient, file[f"grad.{name}"], tight, f"gradient of {name}")
 
 
-def check_first_values(file: File) -> None:
+def check_first_values(file: Stored) -> None:
     """The vectors of every layer."""
     compared = set()
     for case in file.config["cases"]:
@@ -57,7 +58,7 @@ def check_first_values(file: File) -> None:
     assert compared == file.tensors.keys()
 
 
-def check_sampling(file: File) -> None:
+def check_sampling(file: Stored) -> None:
     """Every case but that of top_p = 1, in which the official result hangs on rounding."""
     for j, case in enumerate(file.config["cases"]):
         newline = case["mode"] == "char" and case["last_token"] == file.config["newline_token"]
