@@ -1,4 +1,4 @@
-"""The selective scan on a GPU (scan.cu, gradients.cu): chunks of tokens side by side, and channels, four threads each.
+"""The selective scan on a GPU: chunks of tokens side by side, and channels, four threads each, eight in backward.
 
 As many chunks as fill the GPU; one where channels alone do. Forward is then one launch, backward another. Several
 chunks need two more each way: what every chunk adds to a state (to an adjoint), and these joined into what stands in
@@ -181,7 +181,8 @@ Kind = tuple[torch.dtype, torch.dtype, int, bool, bool, bool, bool]
 
 @lru_cache(maxsize=1024)
 def _kernel(name: str, kind: Kind, device: int, blocks: int) -> Kernel:
-    return Kernel(source(kind), name, device, blocks, _THREADS, _LAYOUT)
+    ways = 8 if name == "scan_gradients" and kind[2] > 1 else 4  # threads of a channel: WAYS in gradients.cu
+    return Kernel(source(kind), name, device, blocks, ways * _CHANNELS, _LAYOUT)
 
 
 @lru_cache(maxsize=64)
@@ -194,6 +195,6 @@ def source(kind: Kind) -> str:
     values = {"S": held, "RESIDENT": _RESIDENT}
     values |= dict(zip(("B_MOVES", "C_MOVES", "GATED", "SOFTPLUS"), map(int, flags), strict=True))
     defined = "".join(f"#define {name} {value}\n" for name, value in values.items())
-    body = "".join(Path(__file__).with_name(name).read_text() for name in ("scan.cu", "gradients.cu"))
+    body = "".join(Path(__file__).with_name(name).read_text() for name in ("scan.cu", "adjoints.cu", "gradients.cu"))
     types = f"typedef {io} io; typedef {mat} mat;\n"
     return f"typedef {real} real; typedef unsigned index_t;\n{prelude}\n{types}{defined}{body}"
