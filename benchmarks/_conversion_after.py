@@ -15,8 +15,9 @@ from spikeloom.conversion import ConvertedNet, EarlyExit
 from spikeloom.energy import Policy, Totals, compare, count
 from spikeloom.energy.counts import Counts, NeuronCount
 
-EXITS = ((0.002, False), (0.0, False), (0.002, True), (0.0, True))
-"""(tolerance, gains) of `EarlyExit.calibrate`; the first is what is judged."""
+EXITS = ((0.0, False), (0.002, False), (0.0, True), (0.002, True))
+"""(tolerance, gains) of `EarlyExit.calibrate`. The first is judged: one that gives the whole bound of 0.2 points away
+on held-out images exceeds it on others about every other time."""
 COUNTED = 64
 RATE = 1e-4
 

@@ -14,7 +14,8 @@ one long epoch, of which the middle is timed.
 1 - repeated / store is the share of a step's time that data cost. Idle is what no kernel covers of the time from the
 first to the last kernel of a trace: all of it, and what lies in gaps above 20 us, where the GPU was waiting (shorter
 gaps are between kernels of a step). read_ms: a thread, of those that read ahead, needs so long for a batch, at the
-first time with checksums. made_ms: the main thread needs so long for the rest, while the step before is computed.
+first time with checksums. made_ms: the thread that makes batches of it needs so long for one. waited_ms: the main
+thread waits so long for one, which is ready unless making takes longer than a step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -101,27 +102,35 @@ def pack(folder: Path, size: Size) -> None:
     pack_store(folder / "test.events", [(made[different], 0)], size.side, size.side, classes=names)
 
 
+def _timed(made: Iterator[Any], into: list[float]) -> Iterator[Any]:
+    """The same, and how many milliseconds each took."""
+    while True:
+        began = time.perf_counter()
+        batch = next(made, None)
+        if batch is None:
+            return
+        into.append((time.perf_counter() - began) * 1e3)
+        yield batch
+
+
 class Fed(Batches):
-    """Batches, or one of them again and again; made_ms: how long the caller waited for each."""
+    """Batches, or one of them again and again; made_ms, waited_ms: how long each took its thread and the caller."""
 
     def __init__(self, batches: Batches, repeated: bool) -> None:
         self.__dict__.update(vars(batches))
         self.made_ms: list[float] = []
+        self.waited_ms: list[float] = []
         self._held = next(batches.shuffled(0, 0)) if repeated else None
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch."""
         if self._held is not None:
             yield from repeat(self._held, len(self) - start)
-            return
-        made = super().shuffled(seed, epoch, start)
-        while True:
-            began = time.perf_counter()
-            batch = next(made, None)
-            if batch is None:
-                return
-            self.made_ms.append((time.perf_counter() - began) * 1e3)
-            yield batch
+        else:
+            yield from _timed(super().shuffled(seed, epoch, start), self.waited_ms)
+
+    def _events_shuffled(self, *given: Any) -> Generator[tuple[Tensor, Tensor]]:
+        yield from _timed(super()._events_shuffled(*given), self.made_ms)
 
 
 def _take(steps: Iterator[Any], count: int, device: torch.device) -> None:
@@ -138,14 +147,16 @@ def measured(training: Training, batches: Fed, size: Size) -> dict[str, Any]:
     _take(steps, size.warm, training.device)
     _take(steps, 2, training.device)  # so that reading ahead is under way again
     batches.made_ms.clear()
+    batches.waited_ms.clear()
     ends = [time.perf_counter() for _ in islice(steps, size.timed + 1)]
-    made = statistics.median(batches.made_ms) if batches.made_ms else None
+    made, waited = (statistics.median(times) if times else None for times in (batches.made_ms, batches.waited_ms))
     each = np.diff(ends) * 1e3
     found = {
         "step_ms": float(each.mean()),
         "median_ms": float(np.median(each)),
         "slowest_ms": float(each.max()),
         "made_ms": made,
+        "waited_ms": waited,
     }
     found["trace"] = traced(lambda: _take(steps, size.traced, training.device), training.device)
     steps.close()  # type: ignore[attr-defined]
@@ -154,7 +165,7 @@ def measured(training: Training, batches: Fed, size: Size) -> dict[str, Any]:
     return found
 
 
-def reading(recipe: Recipe) -> dict[str, float]:
+def reading(recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Milliseconds to gather the words of a batch, with checksums and when these have been compared."""
     part = load_train(recipe.data)[0]
     assert isinstance(part, StorePart)
@@ -163,7 +174,7 @@ def reading(recipe: Recipe) -> dict[str, float]:
     for found in times.values():
         for group in groups:
             began = time.perf_counter()
-            part.words(group)
+            part.gathered(group, pin=device.type == "cuda")
             found.append((time.perf_counter() - began) * 1e3)
     return {name: statistics.median(found) for name, found in times.items()}
 
@@ -212,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             pack(Path(folder), size)
             recipe = replace(recipe, data=replace(recipe.data, name="event_store", root=folder))
-            record["read_ms"] = reading(recipe)
+            record["read_ms"] = reading(recipe, device)
             for graphs in ("auto",) if options.tiny else ("auto", "off"):
                 record["results"][graphs] = compared(replace(recipe, cuda_graph=graphs), size, device)  # type: ignore[arg-type]
                 if options.out:
@@ -231,11 +242,22 @@ def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name in ("store", "repeated"):
             row, trace = found[name], found[name]["trace"]
             shares = ["", "", ""] if trace is None else [f"{trace[key]:.2%}" for key in ("busy", "idle", "waiting")]
-            made = "" if row["made_ms"] is None else f"{row['made_ms']:.1f}"
+            made = ["" if row[key] is None else f"{row[key]:.1f}" for key in ("made_ms", "waited_ms")]
             share = f"{found['data_share']:.2%}" if name == "store" else ""
             target = verdicts(found.get("targets", ()), named=False) if name == "store" else ""
-            lines.append([graphs, name, f"{row['step_ms']:.2f}", made, *shares, share, target])
-    names = ["graphs", "batches", "step ms", "made ms", "GPU busy", "idle", "in gaps > 20 us", "data's share", "target"]
+            lines.append([graphs, name, f"{row['step_ms']:.2f}", *made, *shares, share, target])
+    names = [
+        "graphs",
+        "batches",
+        "step ms",
+        "made ms",
+        "waited ms",
+        "GPU busy",
+        "idle",
+        "in gaps > 20 us",
+        "data's share",
+        "target",
+    ]
     return names, lines
 
 

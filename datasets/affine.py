@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeloom.datasets.host_draws import on_device
+
 
 def identity_maps(count: int) -> Tensor:
     """`count` maps that change nothing, `[B, 2, 3]`."""
@@ -28,7 +30,7 @@ def about_centre(maps: Tensor, H: int, W: int) -> Tensor:
 
 def source_points(maps: Tensor, H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Source columns and rows `[B, H, W]` of the centre of each pixel of the result."""
-    maps = maps.to(device)
+    maps = on_device(maps, device)
     x = torch.arange(W, device=device) + 0.5  # [W]
     y = (torch.arange(H, device=device) + 0.5)[:, None]  # [H, 1]
     across, down = (

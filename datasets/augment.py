@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.datasets.events import Events
+from spikeloom.datasets.host_draws import on_device
 from spikeloom.datasets.packed import PackedEvents
 
 E = TypeVar("E", Events, PackedEvents)
@@ -78,7 +79,7 @@ def shift_frames(frames: Tensor, max_px: int, generator: torch.Generator) -> Ten
     if frames.ndim != 5:
         raise ValueError(f"frames has shape {tuple(frames.shape)}; expected [T, B, C, H, W].")
     T, B, C, H, W = frames.shape
-    dx, dy = _random_pixels(B, max_px, generator).to(frames.device)
+    dx, dy = on_device(_random_pixels(B, max_px, generator), frames.device)
     row = torch.arange(H, device=frames.device) - dy[:, None]  # [B, H] the row each output row is read from
     column = torch.arange(W, device=frames.device) - dx[:, None]  # [B, W]
     outside = ((row < 0) | (row >= H))[:, :, None] | ((column < 0) | (column >= W))[:, None, :]  # [B, H, W]
@@ -92,7 +93,7 @@ def flip_frames(frames: Tensor, generator: torch.Generator, probability: float =
     """Mirror each sample of `[T, B, C, H, W]` left to right with the given probability."""
     if frames.ndim != 5:
         raise ValueError(f"frames has shape {tuple(frames.shape)}; expected [T, B, C, H, W].")
-    flipped = (_uniform(frames.shape[1], generator) < probability).to(frames.device)
+    flipped = on_device(_uniform(frames.shape[1], generator) < probability, frames.device)
     return torch.where(flipped[None, :, None, None, None], frames.flip(4), frames)
 
 

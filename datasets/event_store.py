@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.frames import frames_by_count, frames_by_time, number_edges, time_edges
 from spikeloom.datasets.packed import PackedEvents
-from spikeloom.datasets.store_format import EVENT_BYTES, HEADER_BYTES, from_words, read_header, read_tables
+from spikeloom.datasets.store_format import EVENT_BYTES, HEADER_BYTES, from_words, read_header, read_tables, split_words
 from spikeloom.kernels.backends import choose
 from spikeloom.kernels.events import cpu
 
@@ -101,11 +101,27 @@ class EventStore(Dataset[tuple[Events, int]]):
         `from_words` turns them into `PackedEvents` on their device.
         """
         chosen = self._chosen(indices)
-        offsets = self._tables.offsets
-        parts = [np.asarray(self._map()[offsets[i] : offsets[i + 1]]) for i in chosen]
-        words = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64, copy=False))
-        lengths = torch.tensor([0, *(len(part) for part in parts)])
-        return words, lengths.cumsum(0), torch.from_numpy(self._tables.starts[chosen])
+        return split_words(self.gathered(chosen), len(chosen))
+
+    def gathered(self, indices: Sequence[int] | Tensor, *, pin: bool = False) -> Tensor:
+        """`words`, one after the other in one tensor `[N + 2 K + 1]` int64 (`split_words`), which one copy sends.
+
+        pin: in memory from which a GPU copies while the host does something else.
+        """
+        chosen = self._chosen(indices)
+        mapped, first, last = self._map(), self._tables.offsets[chosen], self._tables.offsets[chosen + 1]
+        lengths = last - first
+        size = int(lengths.sum()) + 2 * len(chosen) + 1
+        if pin:
+            found = torch.empty(size, dtype=torch.int64, pin_memory=True)
+        else:
+            found = torch.from_numpy(np.empty(size, np.int64))  # NumPy asks for large pages
+        words, offsets, starts = (part.numpy() for part in split_words(found, len(chosen)))
+        parts = [mapped[begin:end] for begin, end in zip(first, last, strict=True)]
+        np.concatenate([np.zeros(0, np.int64), *parts], out=words)
+        offsets[0], starts[:] = 0, self._tables.starts[chosen]
+        np.cumsum(lengths, out=offsets[1:])
+        return found
 
     def select(self, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> PackedEvents:
         """The recordings `indices` in that order with their labels, unpacked on `device`.

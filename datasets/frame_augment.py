@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spikeloom.datasets.affine import about_centre, identity_maps, warp_nearest
 from spikeloom.datasets.augment import flip_frames
+from spikeloom.datasets.host_draws import on_device
 
 BINS = 31
 OPERATIONS = ("identity", "shear_x", "translate_x", "translate_y", "rotate", "cutout")
@@ -70,7 +71,8 @@ def one_operation_each(
     else:
         side = ((_CUTOUT_AREA[0] + (_CUTOUT_AREA[1] - _CUTOUT_AREA[0]) * place[2]) * (H * W)).sqrt().round()
     side = side.clamp(max=min(H, W)) * (operation == OPERATIONS.index("cutout"))  # 0: no square
-    return moved.masked_fill_(_squares(side.long(), place[:2], H, W).to(frames.device)[None, :, None], 0)
+    squares = on_device(_squares(side.long(), place[:2], H, W), frames.device)
+    return moved.masked_fill_(squares[None, :, None], 0)
 
 
 def _maps(operation: Tensor, magnitude: Tensor, H: int, W: int) -> Tensor:

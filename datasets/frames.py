@@ -139,7 +139,7 @@ def time_edges(spans: Tensor, T: int) -> Tensor:
 
 def number_edges(lengths: Tensor, T: int, events_per_frame: int | None, remainder: str) -> Tensor:
     """Bounds `[B, T + 1]` of the bins of `frames_by_count`, in events from the start of each; lengths `[B, 1]`."""
-    k = torch.arange(T + 1)
+    k = torch.arange(T + 1, device=lengths.device)
     if events_per_frame is not None:
         return torch.minimum(k * events_per_frame, lengths)
     if remainder == "last":

@@ -104,6 +104,12 @@ def from_words(
     return PackedEvents(*columns, height, width, labels)
 
 
+def split_words(gathered: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Words `[N]`, offsets `[count + 1]` and starts `[count]` that lie one after the other in one tensor."""
+    words, offsets, starts = gathered.split([len(gathered) - 2 * count - 1, count + 1, count])
+    return words, offsets, starts
+
+
 def pack_header(header: Header) -> bytes:
     """64 bytes."""
     numbers = _NUMBERS.pack(header.recordings, header.events, header.tables, header.tables_bytes, 0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from spikeloom.datasets.event_store import EventStore
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.store_format import PARTS, from_words
+from spikeloom.datasets.word_frames import count_words
 
 _MOST_CLASSES = 2**16  # where the store names none
 _SEED = 0  # the same recordings are held out whenever a data set is packed
@@ -92,6 +93,18 @@ class StorePart:
             ValueError: the file is damaged.
         """
         return self.store.words(self._sound(indices))
+
+    def gathered(self, indices: Tensor, pin: bool) -> Tensor:
+        """The same in one tensor, see `EventStore.gathered`; `split_words` divides it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return self.store.gathered(self._sound(indices), pin=pin)
+
+    def number_frames(self, words: Tensor, offsets: Tensor, T: int) -> Tensor:
+        """As `frames_by_number`, from what `words` gave, on its device."""
+        return count_words(words, offsets, T, self.height, self.width)
 
     def unpack(self, words: Tensor, offsets: Tensor, starts: Tensor) -> PackedEvents:
         """Recordings of this sensor from what `words` gave, on its device, without labels."""

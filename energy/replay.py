@@ -97,7 +97,7 @@ class Replay:
         self._run.marks.of(held)  # an input like x
         graph = torch.cuda.CUDAGraph()
         try:
-            with Guarded(x.device), torch.cuda.graph(graph):
+            with Guarded(x.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 output = self._forward(held)
         except RuntimeError as error:
             raise ValueError(

@@ -1,20 +1,32 @@
-"""Batches made beside the training step: on a stream of their own, on which the host may wait.
+"""Batches made beside the training step: by a thread of their own, on a stream of their own.
 
-A copy of small tensors from the host, or a histogram, makes the host wait for what the stream was given before. On the
-stream of the training that is the step before, and the GPU has nothing to do once it is done; here it is the batch
-alone.
+A batch takes some fifty launches and copies from the host, which take Python longer than a short step takes a GPU. The
+thread that sends steps has time for neither: it replays a graph, and waits for the step before. So another one makes
+the next batches meanwhile, on another stream, on which it may wait without waiting for a step.
+
+A graph may be captured meanwhile in the mode "thread_local" (`CudaRecorder.record`), which forbids nothing to other
+threads. Memory is taken from a capture's pool for the streams of that capture alone, of which this is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from inspect import GEN_RUNNING, getgeneratorstate
 
 import torch
 from torch import Tensor
 
+from spikeloom.training.threads import beside
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+BATCHES = 2
+"""Made ahead of the one that is asked for: one that takes longer than a step is made up for by the next."""
+
 
 class Aside:
-    """A stream of a GPU beside the current one; on other devices nothing.
+    """A thread, and a stream of a GPU, beside the current ones; on other devices nothing.
 
     Tensors that were made before on the device can be read on it.
     """
@@ -25,13 +37,36 @@ class Aside:
             self._stream = torch.cuda.Stream(device, priority=-1)  # short work, for which the host waits
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
-    def made(self, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` returns; what the current stream is given from now on finds it there."""
-        if self._stream is None:
-            return make()
-        main = torch.cuda.current_stream(self._stream.device)
-        with torch.cuda.stream(self._stream):
-            value = make()
-        main.wait_stream(self._stream)
-        value.record_stream(main)  # its memory is not given to the next batch while the step still reads it
-        return value
+    def made(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """The batches, in their order; what the current stream is given after one finds it there.
+
+        Where the caller stops, the thread ends with what it is making. Its errors are raised here.
+        """
+        stream = self._stream
+        if stream is None:
+            yield from batches
+            return
+        try:
+            with closing(beside(lambda: _next(batches, stream), BATCHES)) as coming:
+                for batch, done in coming:
+                    main = torch.cuda.current_stream(stream.device)
+                    main.wait_event(done)  # for this batch; `wait_stream` would wait for those after it, too
+                    for tensor in batch:
+                        tensor.record_stream(main)  # a later batch does not get its memory before the step has read it
+                    yield batch
+        finally:
+            if getgeneratorstate(batches) != GEN_RUNNING:  # Ctrl-C, pressed again, ends the wait for the thread
+                batches.close()
+            # what they are made of may be freed now, and batches that nobody takes may still be read from it
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+def _next(batches: Iterator[Batch], stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event] | None:
+    """In the thread, which begins on the default stream of the first GPU: a batch and when it is done."""
+    torch.cuda.set_stream(stream)  # to go back behind it, as `stream` does, would take memory of the first GPU
+    batch = next(batches, None)
+    if batch is None:
+        return None
+    done = torch.cuda.Event()
+    done.record()
+    return batch, done

@@ -6,7 +6,8 @@ the numbers that it would have had anyway, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -206,13 +207,10 @@ class Batches:
     def in_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """All recordings as they are, with their labels; or of every so many batches one, from `first` on."""
         parts = torch.arange(self.recordings).split(self.batch_size)[first::step]
-        plain: Iterator[Tensor]
-        if isinstance(self.inputs, StreamedImages):
-            plain = self.inputs.plain(parts)
-        elif isinstance(self.inputs, EventFrames):
-            plain = map(self.inputs.plain, self.inputs.reads(parts))
-        else:
-            plain = map(self.inputs.plain, parts)
+        if isinstance(self.inputs, EventFrames):
+            yield from self.inputs.beside(self._events_in_order(self.inputs, parts))
+            return
+        plain = self.inputs.plain(parts) if isinstance(self.inputs, StreamedImages) else map(self.inputs.plain, parts)
         for indices, inputs in zip(parts, plain, strict=True):
             yield inputs, self._labels(indices)
 
@@ -220,7 +218,8 @@ class Batches:
         """The augmented batches of an epoch from batch `start` on, in the random order of that epoch.
 
         Where batches are divided, each comes in this process's parts, one after the other.
-        Making a batch of images does not wait for the device, so it is made while the step before is computed.
+        Making a batch of images does not wait for the device, so it is made while the step before is computed; batches
+        of events are made by another thread.
 
         Raises:
             ValueError: `drop_last` leaves none.
@@ -242,12 +241,7 @@ class Batches:
             yield from self.inputs.batches(parts, self.labels, epoch)
             return
         if isinstance(self.inputs, EventFrames):
-            reads = self.inputs.reads(drawn(batch)[0] for batch in batches)
-            for batch, read in zip(batches, reads, strict=True):
-                indices, generator = drawn(batch)
-                frames = self.inputs.augmented(read, generator)
-                labels = self._labels(indices)
-                yield from self._divided(batch, *mix(frames, labels, self._classes, self.augment, epoch, generator))
+            yield from self.inputs.beside(self._events_shuffled(self.inputs, batches, drawn, epoch))
             return
         for batch in batches:
             if isinstance(self.inputs, NormalImages):
@@ -258,6 +252,21 @@ class Batches:
                 indices, generator = drawn(batch)
                 made = self.inputs.batch(indices, self._labels(indices), self._classes, generator)
                 yield from self._divided(batch, *made)
+
+    def _events_in_order(self, inputs: EventFrames, parts: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor]]:
+        with closing(inputs.reads(parts)) as reads:
+            for indices, read in zip(parts, reads, strict=True):
+                yield inputs.plain(read), self._labels(indices)
+
+    def _events_shuffled(
+        self, inputs: EventFrames, batches: range, drawn: Callable[[int], tuple[Tensor, torch.Generator]], epoch: int
+    ) -> Generator[tuple[Tensor, Tensor]]:
+        """drawn: the recordings of a batch, and its generator."""
+        with closing(inputs.reads(drawn(batch)[0] for batch in batches)) as reads:
+            for batch, read in zip(batches, reads, strict=True):
+                indices, generator = drawn(batch)
+                frames, labels = inputs.augmented(read, generator), self._labels(indices)
+                yield from self._divided(batch, *mix(frames, labels, self._classes, self.augment, epoch, generator))
 
     def _rows(self, batch: int) -> list[Tensor | None]:
         """This process's parts of a batch; None: all of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from spikeloom.datasets import (
     time_jitter,
 )
 from spikeloom.datasets.frame_augment import one_operation_each
-from spikeloom.training.aside import Aside
+from spikeloom.training.aside import Aside, Batch
 from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
@@ -70,21 +70,23 @@ class EventFrames:
             raise ValueError(f"Data.crop is {data.crop}, but the frames of {data.name} have {height} x {width} pixels.")
         self._aside = Aside(device)
 
-    def reads(self, batches: Iterable[Tensor]) -> Iterator[Tensor | Words]:
+    def reads(self, batches: Iterable[Tensor]) -> Generator[Tensor | Words]:
         """What `plain` and `augmented` take, for the recordings `[B]` of each batch: read ahead from an event store."""
         if isinstance(self._events, StoredEvents) and self._frames is None:
-            return self._events.reads(batches)
-        return iter(batches)
+            yield from self._events.reads(batches)
+        else:
+            yield from batches
+
+    def beside(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """Batches of what `plain` and `augmented` give; on a GPU made beside the step before, see `Aside.made`."""
+        return self._aside.made(batches)
 
     def plain(self, given: Tensor | Words) -> Tensor:
         """The frames of recordings `[B]` as they are."""
-        return self._aside.made(lambda: self._encode(self._pooled(self._counts(given))))
+        return self._encode(self._pooled(self._counts(given)))
 
     def augmented(self, given: Tensor | Words, generator: torch.Generator) -> Tensor:
-        """The frames of recordings `[B]`, changed at random; on a GPU made beside the step before."""
-        return self._aside.made(lambda: self._augmented(given, generator))
-
-    def _augmented(self, given: Tensor | Words, generator: torch.Generator) -> Tensor:
+        """The frames of recordings `[B]`, changed at random."""
         change = self.augment
         if self._on_events or (self._frames is None and isinstance(self._events, PackedEvents)):
             frames = bin_events(self._changed(given, generator), self.data)

@@ -1,28 +1,27 @@
 """Event stores as batches: words are read from the mapped file, and binned there or on the GPU.
 
 On a CPU the words are counted where they lie. For a GPU threads gather those of the next batches while a step is
-computed; they are sent as they are, a third of the bytes of events, and become frames there.
+computed, into pinned memory; they are sent as they are, a third of the bytes of events, in one copy, and become frames
+there.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import nullcontext
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from spikeloom.datasets.packed import PackedEvents
+from spikeloom.datasets.store_format import split_words
 from spikeloom.datasets.store_parts import StorePart, open_parts
 from spikeloom.training.faults import DataFaultError
 from spikeloom.training.frame_store import bin_events
-from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Data
+from spikeloom.training.threads import ahead
 
-Words = tuple[Tensor, Tensor, Tensor]
-_Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 STORES = (
@@ -54,6 +53,13 @@ def load_store(root: str, data: Data, part: str) -> StorePart:
     return found
 
 
+class Words(NamedTuple):
+    """What `StorePart.gathered` gave, on the host, of so many recordings."""
+
+    values: Tensor
+    recordings: int
+
+
 class StoredEvents:
     """The recordings of a part of a store, on request, on a device."""
 
@@ -71,7 +77,11 @@ class StoredEvents:
             DataFaultError: the file is damaged.
         """
         if self.device.type != "cpu" or not isinstance(given, Tensor):
-            return bin_events(self.events(given), self.data)
+            words, offsets, starts = self._sent(given)
+            if self.data.split == "time":
+                return bin_events(self.part.unpack(words, offsets, starts), self.data)
+            counts = self.part.number_frames(words, offsets, self.data.T)
+            return counts > 0 if self.data.encoding == "binary" else counts
         T = self.data.T
         if self.data.split == "number":
             counts = _read(lambda: self.part.frames_by_number(given, T))
@@ -87,26 +97,17 @@ class StoredEvents:
         """
         if self.device.type == "cpu" and isinstance(given, Tensor):
             return _read(lambda: self.part.events(given))
-        words = self._words(given) if isinstance(given, Tensor) else given
-        return self.part.unpack(*sent(words, self.device))
+        return self.part.unpack(*self._sent(given))
+
+    def _sent(self, given: Tensor | Words) -> tuple[Tensor, Tensor, Tensor]:
+        """Words, offsets and starts on the device, in one copy, for which the host does not wait."""
+        values, count = self._words(given) if isinstance(given, Tensor) else given
+        return split_words(values.to(self.device, non_blocking=True), count)
 
     def _words(self, indices: Tensor) -> Words:
-        return _read(lambda: self.part.words(indices))
-
-
-def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], count: int) -> Iterator[_Made]:
-    """`map`, where as many threads make the next `count` while the caller is busy with the last."""
-    waiting: deque[Future[_Made]] = deque()
-    threads = ThreadPoolExecutor(count, thread_name_prefix="read")
-    try:
-        for item in items:
-            waiting.append(threads.submit(make, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        threads.shutdown(cancel_futures=True)
+        pin = self.device.type == "cuda"
+        with torch.cuda.device(self.device) if pin else nullcontext():  # a thread begins on the first GPU
+            return Words(_read(lambda: self.part.gathered(indices, pin=pin)), len(indices))
 
 
 def _read(read: Callable[[], _Made]) -> _Made:

@@ -17,7 +17,9 @@ from rich.console import Console
 from spikeloom_tests.training.pretended_graphs import ListedBatches, tensors, train
 from torch import Tensor, nn
 
-from spikeloom.training import Optim, Recipe, fit, snapshot
+from spikeloom.datasets import NMNIST, pack_store
+from spikeloom.training import Augment, Optim, Recipe, event_batches, fit, network, snapshot
+from spikeloom.training.data import Batches, load_train
 from spikeloom.training.device_step import samples_in
 from spikeloom.training.engine import Piece
 from spikeloom.training.finite import DivergedError
@@ -215,3 +217,37 @@ def test_a_spiking_model_with_dropout_is_captured(bf16: bool, tiny: Recipe, tmp_
     result = fit(recipe, tmp_path / "run", device="cuda", console=Console(quiet=True))
     assert result.test.accuracy >= 0.5
     assert not [line for line in RunLog(tmp_path / "run" / "log.jsonl").lines() if line["event"] == "notice"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
+def test_batches_are_made_while_a_step_is_captured(
+    recordings: Path, tiny: Recipe, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, before, during and after the capture: what a step is given are still the CPU's frames."""
+    if not kept:
+        monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
+    for part in ("train", "test"):
+        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
+    data = replace(tiny.data, name="event_store", root=str(tmp_path), split="number", encoding="count")
+    recipe = replace(tiny, data=data, augment=Augment(shift_px=2, flip=0.5), batch_size=2, cuda_graph="on")
+    part = load_train(data)[0]
+    fed, given = Batches(part, data, 2, GPU, recipe.augment), []
+    shuffled = fed.shuffled
+
+    def copied(seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for frames, targets in shuffled(seed, epoch, start):
+            given.append((frames.clone(), targets.clone()))
+            yield frames, targets
+
+    monkeypatch.setattr(fed, "shuffled", copied)
+    training = start(recipe, network.build(recipe, 10), GPU, _silent)
+    for _ in range(2):
+        deque(train_epoch(training, fed), maxlen=0)
+    assert training.updates is not None
+    assert training.updates.graphs is not None
+    assert (training.updates.graphs.recorded, training.updates.graphs.gave_up) == (1, False)
+    plain = Batches(part, data, 2, torch.device("cpu"), recipe.augment)
+    wanted = [batch for epoch in range(2) for batch in plain.shuffled(recipe.seed, epoch)]
+    for (frames, targets), (others, expected) in zip(given, wanted, strict=True):
+        assert torch.equal(frames.cpu(), others)
+        assert torch.equal(targets.cpu(), expected)

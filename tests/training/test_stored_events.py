@@ -17,7 +17,8 @@ from spikeloom.training import Augment, Data, Recipe, event_batches, fit
 from spikeloom.training.data import Batches, load_test, load_train, outputs_of
 from spikeloom.training.faults import DataFaultError
 from spikeloom.training.split import Split
-from spikeloom.training.stored_events import StoredEvents, ahead
+from spikeloom.training.stored_events import StoredEvents
+from spikeloom.training.threads import ahead
 
 CPU = torch.device("cpu")
 
@@ -59,9 +60,11 @@ def test_batches_are_those_of_the_files(
         assert torch.equal(labels, expected)
 
 
-def test_words_read_ahead_give_the_same_frames(stores: Path, tiny: Recipe) -> None:
+@pytest.mark.parametrize("split", ["time", "number"])
+@pytest.mark.parametrize("encoding", ["binary", "count"])
+def test_words_read_ahead_give_the_same_frames(stores: Path, tiny: Recipe, split: str, encoding: str) -> None:
     """What a GPU does, but on the CPU: a thread gathers the words, and they are unpacked where they arrive."""
-    data = replace(tiny.data, name="event_store", root=str(stores))
+    data = replace(tiny.data, name="event_store", root=str(stores), split=split, encoding=encoding)
     part = load_test(data)
     assert isinstance(part, StorePart)
     events = StoredEvents(part, data, CPU)
