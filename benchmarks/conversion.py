@@ -65,7 +65,7 @@ def _options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quantised-epochs", type=int, default=0, help="of a QCFS network; 0: 10, Fashion-MNIST 5")
     parser.add_argument("--tuned-epochs", type=int, default=2, help="of the spiking network at T = 4; 0: none")
     parser.add_argument("--variants", default="4,8,2", help="levels of the QCFS networks; empty: none")
-    parser.add_argument("--methods", default="", help="names of rows, comma-separated, + and blanks as _; empty: all")
+    parser.add_argument("--methods", default="", help="rows, comma-separated, such as qcfs_cos; empty: all")
     parser.add_argument("--steps", default="1,2,4,8,16,32")
     parser.add_argument("--rho", default="2,4", help="look-ahead of COS and SRP")
     parser.add_argument("--held-out", type=int, default=2000)
