@@ -8,7 +8,8 @@ DDP: Max-Former-10-384 as its ImageNet recipe trains it, 64 images per process, 
 graphs, which hold the exchange of gradients as well, and without. FSDP2: a SpikeGPT of 1.09 B parameters, windows of
 1,024 tokens, 8 per process, a step of forward, backward, clipping and AdamW in the trainer. Each setting runs in fresh
 processes; `--repeats` blocks of `--steps` steps behind `--warmup` are timed, and the median counts. `scaling` is the
-throughput of all processes over that of one, of which the faster of graphs and none is taken.
+throughput of all processes over that of one, of which the faster of graphs and none is taken. All processes have the
+same batch, so `loss`, after all steps, does not depend on their number.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def measured(what: str, options: argparse.Namespace) -> dict[str, Any]:
             "peak_mib": team.largest(peak) / 2**20,
             "loss": losses[-1],
             "steps": sum(blocks),
-            "conditions": conditions(device, HERE.parent, ""),
+            "conditions": conditions(device, HERE.parent, options.commit),
         }
 
 
@@ -147,7 +148,7 @@ def launched(what: str, processes: int, graph: str, options: argparse.Namespace)
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        numbers = {name: str(getattr(options, name)) for name in ("warmup", "steps", "repeats", "batch")}
+        numbers = {name: str(getattr(options, name)) for name in ("warmup", "steps", "repeats", "batch", "commit")}
         words = [sys.executable, __file__, "--child", what, "--graph", graph, "--out", str(found)]
         words += [word for name, value in numbers.items() for word in (f"--{name}", value)] + ["--tiny"] * options.tiny
         place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=540)
     parser.add_argument("--tiny", action="store_true", help="small networks on the CPU (gloo)")
+    parser.add_argument("--commit", default="", help="the commit to record where there is no git checkout")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--child", choices=("ddp", "fsdp"), default=None, help=argparse.SUPPRESS)
     parser.add_argument("--graph", choices=("auto", "off"), default="auto", help=argparse.SUPPRESS)
