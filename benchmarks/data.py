@@ -166,7 +166,7 @@ def store(count: int, recordings: int) -> dict[str, float]:
 
 
 def binned_on(device: str, count: int, recordings: int, height: int, width: int) -> dict[str, float]:
-    """Million events a second into 16 frames of each recording, on a GPU, by the way to divide."""
+    """Million events a second into 16 frames of each recording, on a GPU, by the way to divide; and into 16 voxels."""
     each = count // recordings
     generator = torch.Generator(device).manual_seed(0)
 
@@ -184,6 +184,10 @@ def binned_on(device: str, count: int, recordings: int, height: int, width: int)
     }
     if any(int(call().sum()) != recordings * each for call in calls.values()):
         raise RuntimeError(f"Not every event of {recordings} x {each} was counted.")
+    calls["voxel grid"] = lambda: voxel_grid(packed, 16, end_us=SECOND)
+    balance = 2 * int(p.sum()) - recordings * each  # ON minus OFF; sums of float32, rounded
+    if abs(float(calls["voxel grid"]().sum(dtype=torch.float64)) - balance) > 1:
+        raise RuntimeError(f"Not every event of {recordings} x {each} is in the voxels.")
     return {name: round(recordings * each / _median_us(call), 1) for name, call in calls.items()}
 
 

@@ -109,8 +109,9 @@ class _Builder:
             listed = "\n".join(f"  {problem}" for problem in self.problems[:_LISTED])
             if len(self.problems) > _LISTED:
                 listed += f"\n  and {len(self.problems) - _LISTED} more"
+            have = "has" if len(self.problems) == 1 else "have"
             raise NotConvertibleError(
-                f"{type(self.ann).__name__} does not convert: {len(self.problems)} of its operations have no spiking "
+                f"{type(self.ann).__name__} does not convert: {len(self.problems)} of its operations {have} no spiking "
                 f"form.\n{listed}"
             )
         if not any(node.kind == SITE for node in self.used()):

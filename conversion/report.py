@@ -73,7 +73,7 @@ class Report:
         if self.images:
             plural = "" if self.images == 1 else "s"
             lines.append(
-                f"{len(self.layers)} layers; rates and errors of {self.images} calibration image{plural} in {self.T} "
+                f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}; rates and errors of {self.images} calibration image{plural} in {self.T} "
                 f"steps, same decision for {100 * self.agreement:.0f} % (one image is {100 / self.images:.3g} points)"
             )
         return "\n".join([*lines, *self.notes])

@@ -237,6 +237,29 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
         exits.calibrate([samples(50)], T=T)
 
 
+class Rounded(nn.Module):
+    """Rounds otherwise where more steps come at once, as convolutions of other shapes do; here enough to see it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (0.0 if x.dtype == torch.float64 or len(x) == 1 else 0.1)
+
+
+class OneType(nn.Module):
+    """Takes nothing but float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError(f"expected float32, got {x.dtype}")
+        return x
+
+
+def test_rounding_is_not_taken_for_looking_ahead() -> None:
+    assert EarlyExit(nn.Sequential(Rounded(), network()).eval()).calibrate([samples(50)], T=T).point.samples == 50
+    assert EarlyExit(nn.Sequential(OneType(), network()).eval()).calibrate([samples(50)], T=T).point.samples == 50
+    with pytest.raises(ValueError, match="step by step the model says other things"):
+        EarlyExit(nn.Sequential(OneType(), Centred(), network()).eval()).calibrate([samples(50)], T=T)
+
+
 def test_saturated_confidence_is_refused() -> None:
     exits = EarlyExit(network())
     frames, labels = samples(50, noise=2.0)
