@@ -1,16 +1,19 @@
 """Events to dense tensors, for a whole batch at once.
 
-On a CPU the events of a bin follow one another, so only the edges of the bins are searched and a compiled loop counts;
-on a GPU, and without a compiler, there is one flat index per event and one histogram.
+The events of a bin follow one another, so only the edges of the bins are searched, and a compiled loop or a CUDA kernel
+counts. Where neither can be compiled (`spikeloom doctor` says why) there is one flat index per event and one histogram.
 
 All functions take one recording (`Events` -> `[T, 2, H, W]`) or many (`PackedEvents` or a sequence of `Events` ->
 `[T, B, 2, H, W]`). Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Counts are int32. Integer sums do
-not depend on the order of additions, so CPU and GPU give the same numbers, run after run.
+not depend on the order of additions, so CPU and GPU give the same numbers, run after run. The host does not wait for a
+GPU. So it cannot know there how long a range is that ends with each recording's last event: one too long for exact
+arithmetic in 64 bits is an error on a CPU, and binned exactly on a GPU.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -20,12 +23,13 @@ from torch import Tensor
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.kernels.backends import choose
-from spikeloom.kernels.events import cpu
+from spikeloom.kernels.events import cpu, cuda
 
 Recordings = Events | PackedEvents | Sequence[Events]
 
 _MAX_INT64 = 2**63 - 1
-_UNIT = 2**20  # voxel weights are whole multiples of 1 / _UNIT (float32 holds that exactly up to 16 events in a voxel)
+# voxel weights are whole multiples of 1 / _UNIT (float32 holds that exactly up to 16 events in a voxel)
+_UNIT = 2**cuda.UNIT_BITS
 
 
 def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int | None = None) -> Tensor:
@@ -35,7 +39,11 @@ def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int
     same end_us to all for bins of one length. Events outside the range are not counted.
     """
     packed = _pack(events)
-    if _compiled(packed):
+    backend = _backend(packed)
+    if backend == "cuda":
+        _check_range(T, start_us, end_us)
+        return _unpack(cuda.count(_columns(packed), T, cuda.Rule("time", start_us, end_us)), events)
+    if backend == "cpu":
         times = start_us + time_edges(_spans(packed, T, start_us, end_us), T)
         return _unpack(_count_between(packed, _edges(packed, times)), events)
     return _unpack(_count(packed, _time_bins(packed, T, start_us, end_us), T), events)
@@ -49,8 +57,11 @@ def frames_by_window(events: Recordings, T: int, window_us: int) -> Tensor:
     _check_positive("T", T)
     _check_positive("window_us", window_us)
     packed = _pack(events)
-    if _compiled(packed):
-        times = (torch.arange(T + 1) * window_us).expand(len(packed), T + 1)
+    backend = _backend(packed)
+    if backend == "cuda":
+        return _unpack(cuda.count(_columns(packed), T, cuda.Rule("window", size=window_us)), events)
+    if backend == "cpu":
+        times = torch.tensor([min(k * window_us, _MAX_INT64) for k in range(T + 1)]).expand(len(packed), T + 1)
         return _unpack(_count_between(packed, _edges(packed, times)), events)
     return _unpack(_count(packed, packed.t // window_us, T), events)
 
@@ -77,7 +88,11 @@ def frames_by_count(
     if events_per_frame is not None:
         _check_positive("events_per_frame", events_per_frame)
     packed = _pack(events)
-    if _compiled(packed):
+    backend = _backend(packed)
+    if backend == "cuda":
+        kind = "number" if events_per_frame is not None else "slice" if remainder == "last" else "share"
+        return _unpack(cuda.count(_columns(packed), T, cuda.Rule(kind, size=events_per_frame or 0)), events)
+    if backend == "cpu":
         edges = number_edges(packed.lengths[:, None], T, events_per_frame, remainder)
         return _unpack(_count_between(packed, edges + packed.offsets[:-1, None]), events)
     recording = packed.recording_index()
@@ -100,6 +115,16 @@ def voxel_grid(events: Recordings, T: int, *, start_us: int = 0, end_us: int | N
     The event volume of Zhu et al. 2019, "Unsupervised Event-based Learning of Optical Flow, Depth, and Egomotion".
     """
     packed = _pack(events)
+    backend = _backend(packed)
+    if backend == "cuda":
+        _check_range(T, start_us, end_us)
+        return _unpack(cuda.voxels(_columns(packed), T, start_us, end_us).unsqueeze(2), events)
+    if backend == "cpu":
+        spans = _spans(packed, T, start_us, end_us)
+        edges = _edges(packed, start_us + _instant_edges(spans, T))
+        t, x, y, p = (column.contiguous() for column in (packed.t, packed.x, packed.y, packed.p))
+        grid = cpu.voxels(t, x, y, p, edges, spans, start_us, packed.height, packed.width)
+        return _unpack(grid.unsqueeze(2), events)
     span, outside = _range(packed, T, start_us, end_us)
     position = (packed.t - start_us).masked_fill_(outside, 0).mul_(T - 1)
     left = position // span  # the last event falls on instant T - 1 exactly: its right-hand weight is 0
@@ -137,6 +162,12 @@ def time_edges(spans: Tensor, T: int) -> Tensor:
     return torch.cat(((torch.arange(T) * span + T - 1) // T, span + 1), dim=1)
 
 
+def _instant_edges(spans: Tensor, T: int) -> Tensor:
+    """Times `[B, T + 1]` at which the intervals behind T instants over spans `[B]` us begin, and their end."""
+    span, parts = spans[:, None], max(T - 1, 1)
+    return torch.cat(((torch.arange(T) * span + parts - 1) // parts, span + 1), dim=1)
+
+
 def number_edges(lengths: Tensor, T: int, events_per_frame: int | None, remainder: str) -> Tensor:
     """Bounds `[B, T + 1]` of the bins of `frames_by_count`, in events from the start of each; lengths `[B, 1]`."""
     k = torch.arange(T + 1, device=lengths.device)
@@ -161,8 +192,12 @@ def _count(packed: PackedEvents, bins: Tensor, T: int) -> Tensor:
     return torch.bincount(index, minlength=cells)[:cells].to(torch.int32).view(size)
 
 
-def _compiled(packed: PackedEvents) -> bool:
-    return not packed.t.is_cuda and choose("auto", packed.t.device.type) == "cpu"
+def _backend(packed: PackedEvents) -> str:
+    return choose("auto", packed.t.device.type)
+
+
+def _columns(packed: PackedEvents) -> cuda.Columns:
+    return cuda.Columns(packed.t, packed.x, packed.y, packed.p, packed.offsets, packed.height, packed.width)
 
 
 def _edges(packed: PackedEvents, times: Tensor) -> Tensor:
@@ -190,19 +225,32 @@ def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> t
 
 def _spans(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
     """Length of each recording's range in us, >= 1, `[B]`."""
-    _check_positive("T", T)
+    _check_range(T, start_us, end_us)
     if end_us is None:
         last = (packed.offsets[1:] - 1).clamp(min=0)  # an empty recording: any value
         end = packed.t[last] if len(packed.t) else last
     else:
-        if end_us <= start_us:
-            raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
         end = torch.full((len(packed),), end_us, dtype=torch.int64, device=packed.t.device)
     span = (end - start_us).clamp_(min=1)  # all events at one instant: one microsecond, not 0 / 0
-    longest = end_us - start_us if end_us is not None else int(span.max()) if span.numel() else 1
+    if end_us is None and span.numel():
+        _check_length(int(span.max()), T, start_us)
+    return span
+
+
+def _check_range(T: int, start_us: int, end_us: int | None) -> None:
+    """What can be said without a look at the events."""
+    _check_positive("T", T)
+    check_whole("start_us", start_us)
+    if end_us is not None:
+        check_whole("end_us", end_us)
+        if end_us <= start_us:
+            raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
+        _check_length(end_us - start_us, T, start_us)
+
+
+def _check_length(longest: int, T: int, start_us: int) -> None:
     if longest > _MAX_INT64 // max(T, _UNIT):
         raise ValueError(f"A range of {longest} us is too long to bin exactly; set start_us (it is {start_us}).")
-    return span
 
 
 def _pack(events: Recordings) -> PackedEvents:
@@ -215,6 +263,15 @@ def _unpack(frames: Tensor, events: Recordings) -> Tensor:
     return frames.squeeze(1) if isinstance(events, Events) else frames  # [T, 1, C, H, W] -> [T, C, H, W]
 
 
+def check_whole(name: str, value: int) -> None:
+    """Raise unless an argument is a whole number by its type: the compiled loops take int64."""
+    try:
+        operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, such as {name}=1000.") from error
+
+
 def _check_positive(name: str, value: int) -> None:
+    check_whole(name, value)
     if value < 1:
         raise ValueError(f"{name} is {value}; expected a whole number >= 1.")

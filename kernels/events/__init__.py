@@ -1,1 +1,1 @@
-"""Kernels of event streams: counting into bins, refractory and background-activity filters."""
+"""Kernels of event streams: bins, voxels and time surfaces, refractory and background-activity filters."""

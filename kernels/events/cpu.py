@@ -14,6 +14,7 @@ from spikeloom.kernels.cpu import build
 from spikeloom.kernels.cpu import run as weave
 
 _PER_THREAD = 2**18  # events that are worth a thread
+_EXPONENTS = 2**17  # of a time surface at once: they stay in a core's cache
 _NUMBER = ctypes.c_int64
 _RETURNING = ("loom_count_words", "loom_evt2", "loom_evt3", "loom_misplaced", "loom_unpack")
 
@@ -30,6 +31,20 @@ def count(x: Tensor, y: Tensor, p: Tensor, edges: Tensor, height: int, width: in
     counts, rest = _counters(edges, height, width)
     _call("loom_count", x, y, p, *rest, counts)
     return counts
+
+
+def voxels(
+    t: Tensor, x: Tensor, y: Tensor, p: Tensor, edges: Tensor, spans: Tensor, start: int, height: int, width: int
+) -> Tensor:
+    """Voxels `[T, B, H, W]` float32 at T instants over spans `[B]` us: events edges[b, k] ... edges[b, k + 1] - 1 lie
+    between instants k and k + 1. (T - 1) * spans and 2^20 * spans must be below 2^63.
+    """
+    B, T = edges.shape[0], edges.shape[1] - 1
+    parts = min(_threads(len(t)), B * T) or 1
+    room = torch.empty((parts, 2, height, width), dtype=torch.int64)
+    grid = torch.from_numpy(np.empty((T, B, height, width), np.float32))  # NumPy asks for large pages
+    _call("loom_voxels", t, x, y, p, edges, spans, start, B, T, height, width, parts, room, grid)
+    return grid
 
 
 def word_edges(words: int, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:
@@ -79,6 +94,25 @@ def evt(words: int, length: int, version: int, events: int) -> tuple[Tensor, Ten
     return columns
 
 
+def surface(
+    t: Tensor, x: Tensor, y: Tensor, p: Tensor, edges: Tensor, instants: Tensor, tau: float, height: int, width: int
+) -> Tensor:
+    """Time surfaces `[T, 2, H, W]` float32 at instants `[T]`.
+
+    edges: `[T + 1]`; events edges[k] ... edges[k + 1] - 1 come after instant k - 1, and up to instant k.
+    """
+    T, cells = len(instants), 2 * height * width
+    found = torch.from_numpy(np.empty((T, 2, height, width), np.float32))  # NumPy asks for large pages
+    last = torch.full((cells,), -1, dtype=torch.int64)
+    step = max(1, _EXPONENTS // cells)
+    exponents = torch.empty((min(step, T), 2, height, width), dtype=torch.float64)
+    for k in range(0, T, step):
+        some = instants[k : k + step]
+        _call("loom_surface", t, x, y, p, edges[k:], some, len(some), tau, height, width, last, exponents)
+        found[k : k + step] = exponents[: len(some)].exp_()
+    return found
+
+
 def refractory(t: Tensor, x: Tensor, y: Tensor, offsets: Tensor, period: int, height: int, width: int) -> Tensor:
     """Mask `[N]` bool."""
     return _filter("loom_refractory", t, x, y, offsets, period, height, width, border=0)
@@ -117,15 +151,15 @@ def _threads(events: int) -> int:
     return 1 if weave._forked else max(1, min(torch.get_num_threads(), events // _PER_THREAD))
 
 
-def _call(name: str, *given: Tensor | int) -> int:
-    arguments: list[ctypes.c_void_p | ctypes.c_int64] = []
+def _call(name: str, *given: Tensor | int | float) -> int:
+    arguments: list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double] = []
     for value in given:
         if isinstance(value, Tensor):
             assert value.is_contiguous()
             assert not value.is_cuda
             arguments.append(ctypes.c_void_p(value.data_ptr()))
         else:
-            arguments.append(_NUMBER(value))
+            arguments.append(ctypes.c_double(value) if isinstance(value, float) else _NUMBER(value))
     function = getattr(_library(), name)
     function.restype = _NUMBER if name in _RETURNING else None
     return int(function(*arguments) or 0)

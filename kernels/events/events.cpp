@@ -1,8 +1,10 @@
 // Loops over events that are ordered by time: counting, search for times, filters. Plain C interface; the caller has
 // checked lengths, and coordinates of columns (not of stored words, which come from a file and are checked here).
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 extern "C" {
 
@@ -38,6 +40,39 @@ void loom_count(const int16_t* x, const int16_t* y, const uint8_t* p, const int6
         std::memset(to, 0, 2 * H * W * sizeof(int32_t));
         const int32_t h = (int32_t)H, w = (int32_t)W;
         for (int64_t i = begin[s]; i < end[s]; ++i) ++to[(p[i] * h + y[i]) * w + x[i]];
+    }
+}
+
+// voxels [T, B, H, W] of events edges[b, k] ... edges[b, k + 1] - 1, which lie between instants k and k + 1, of T over
+// spans[b] us; edges: [B, T + 1]. Each is shared by the two in whole multiples of 1 / 2^20. `parts` threads take
+// instants that follow one another; what the one in front leaves to its first, a part computes again. A voxel's sum
+// fits for up to 2^43 events. room: [parts, 2, H, W].
+void loom_voxels(const int64_t* t, const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* edges,
+                 const int64_t* spans, int64_t start, int64_t B, int64_t T, int64_t H, int64_t W, int64_t parts,
+                 int64_t* room, float* voxels) {
+    const int64_t unit = 1 << 20, plane = H * W;
+#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+    for (int64_t part = 0; part < parts; ++part) {
+        int64_t *here = room + part * 2 * plane, *next = here + plane;
+        std::fill(here, here + 2 * plane, 0);
+        const int64_t first = B * T * part / parts, last = B * T * (part + 1) / parts;
+        for (int64_t s = first - (first % T > 0); s < last; ++s) {
+            const int64_t b = s / T, k = s % T, span = spans[b], *edge = edges + b * (T + 1) + k;
+            const double scale = (double)unit / (double)span;
+            for (int64_t i = edge[0]; i < edge[1]; ++i) {
+                const int64_t behind = (t[i] - start) * (T - 1) - k * span;  // of span: how far behind instant k
+                int64_t right = (int64_t)((double)behind * scale);  // wrong by 1 at most, and the remainder tells
+                const int64_t rest = behind * unit - right * span;
+                right += (rest >= span) - (rest < 0);
+                const int64_t pixel = y[i] * W + x[i], sign = p[i] * 2 - 1;
+                here[pixel] += sign * (unit - right);
+                next[pixel] += sign * right;  // 0 at the last instant
+            }
+            float* to = voxels + (k * B + b) * plane;
+            for (int64_t i = 0; i < plane && s >= first; ++i) to[i] = (float)((double)here[i] / unit);
+            std::fill(here, here + plane, 0);
+            std::swap(here, next);
+        }
     }
 }
 
@@ -91,6 +126,19 @@ int64_t loom_unpack(const int64_t* words, const int64_t* begin, const int64_t* e
         t += events, x += events, y += events, p += events;
     }
     return wrong;
+}
+
+// exponents [K, cells] of a time surface: -(instants[k] - last) / tau, where `last` [cells] is when a polarity of a
+// pixel fired, up to event edges[k + 1] - 1; it goes on from what it holds. Below 0 is never: -infinity.
+void loom_surface(const int64_t* t, const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* edges,
+                  const int64_t* instants, int64_t K, double tau, int64_t H, int64_t W, int64_t* last,
+                  double* exponents) {
+    const int64_t cells = 2 * H * W;
+    for (int64_t k = 0; k < K; ++k) {
+        for (int64_t i = edges[k]; i < edges[k + 1]; ++i) last[(p[i] * H + y[i]) * W + x[i]] = t[i];
+        double* to = exponents + k * cells;
+        for (int64_t c = 0; c < cells; ++c) to[c] = last[c] < 0 ? -INFINITY : -(double)(instants[k] - last[c]) / tau;
+    }
 }
 
 // keep[i] = 1 unless the last kept event of the pixel is less than `period` microseconds old. room: [H, W].

@@ -225,10 +225,11 @@ def test_binning_on_a_gpu_is_checked_and_compared_with_the_target(
     data = script("data")
     monkeypatch.setattr(data, "SENSORS", {"8x9": (8, 9)})
     monkeypatch.setattr(data, "SECOND", 1_600)
-    times: list[int] = []
-    monkeypatch.setattr(data, "_median_us", lambda call: times.append(int(call().sum())) or 0.25)
+    made: list[Any] = []
+    monkeypatch.setattr(data, "_median_us", lambda call: made.append(call()) or 0.25)
     rows = data.binning("cpu")
-    assert times == [1_600] * 6 + [32_000] * 6
+    assert [int(m.sum()) for m in made if m.shape[2] == 2] == [1_600] * 6 + [32_000] * 6
+    assert [tuple(m.shape) for m in made if m.shape[2] == 1] == [(16, n, 1, 8, 9) for n in (1, 16, 1, 16)]
     assert [row["mev_s"]["equal times"] for row in rows] == [6_400, 6_400, 128_000, 128_000]
     assert all(row["targets"][0]["met"] for row in rows)
     data.show_binning(rows)
