@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import pickle
 import sys
 import warnings
 from dataclasses import dataclass
@@ -80,7 +82,8 @@ def convert(argv: list[str]) -> int:
     console.print(str(net.report), markup=False, soft_wrap=True)
     for warning in caught:
         console.print(f"[yellow]warning:[/] {escape(str(warning.message))}", soft_wrap=True)
-    console.print(f"{len(net.report.layers)} activations converted by {options.method}; latency {net.latency} steps")
+    made = f"{len(net.report.layers)} activation{'' if len(net.report.layers) == 1 else 's'}"
+    console.print(f"{made} converted by {options.method}; latency {net.latency} steps")
     if options.out is not None:
         console.print(f"written to {save_converted(net, options.out)}", markup=False, soft_wrap=True)
     return 0
@@ -124,9 +127,28 @@ def _of_file(path: str, function: str) -> Any:
         made = getattr(module, function, None)
         if made is None:
             raise ValueError(f"{path} has no function {function!r}.")
-        return made if isinstance(made, nn.Module) else made()
+        if isinstance(made, nn.Module):
+            return made
+        _check_call(f"{path}:{function}", made)
+        return made()
     finally:
         sys.path.remove(beside)
+
+
+def _check_call(name: str, function: Any) -> None:
+    """Raise ValueError for what cannot be called without arguments."""
+    if not callable(function):
+        raise ValueError(f"{name} is of type {type(function).__name__}; expected a function that returns the network.")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin; the call itself will tell
+        return
+    wanted = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if wanted:
+        raise ValueError(
+            f"{name} wants arguments ({', '.join(wanted)}); expected a function without any. Give them defaults, or "
+            "add a function that calls it with the values of the trained network."
+        )
 
 
 def _of_timm(name: str, chosen: dict[str, Any]) -> Any:
@@ -185,6 +207,11 @@ def _read(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types: zip, pickle, safetensors
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(
+                f"{path} holds more than tensors, such as a whole network, and unpickling that would run code of the "
+                "file. Where you trust it, load it in Python and save torch.save(net.state_dict(), PATH)."
+            ) from error
         raise ValueError(
             f"{path} cannot be read as {'safetensors' if path.suffix == '.safetensors' else 'a file of torch.save'} "
             f"with tensors alone ({type(error).__name__}: {error})."

@@ -71,9 +71,10 @@ class Report:
                 f"{'-' if math.isnan(y.error) else f'{y.error:.3g}':>10}{_percent(y.relative, 1):>10}"
             )
         if self.images:
+            layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}"
             plural = "" if self.images == 1 else "s"
             lines.append(
-                f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}; rates and errors of {self.images} calibration image{plural} in {self.T} "
+                f"{layers}; rates and errors of {self.images} calibration image{plural} in {self.T} "
                 f"steps, same decision for {100 * self.agreement:.0f} % (one image is {100 / self.images:.3g} points)"
             )
         return "\n".join([*lines, *self.notes])

@@ -120,14 +120,14 @@ def _inside(filename: str) -> bool:
 
 
 def where(node: fx.Node) -> str:
-    """`file:line: code` of the model's call that a node records, or its name in the graph."""
+    """`file:line: code` of the model's call that a node records; the module's name where a container of torch calls."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
     found = ""
     for head, code in pairwise([*lines, ""]):
         if head.startswith('File "') and not _inside(head.split('"')[1]):
             number = head.partition('", line ')[2].partition(",")[0]
             found = f"{head.split(chr(34))[1]}:{number}: {'' if code.startswith('File ') else code}"
-    return found or str(node.format_node() or node.name)
+    return found or (f"module {node.target}" if node.op == "call_module" else node.name)
 
 
 def name_of(node: fx.Node, module: nn.Module | None) -> str:

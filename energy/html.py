@@ -22,7 +22,7 @@ from spikeloom.energy.sections import (
     totals_table,
 )
 from spikeloom.energy.tables import Cell, Table
-from spikeloom.energy.units import count_text, energy_text, ratio_text
+from spikeloom.energy.units import count_text, energy_text, rate_text, ratio_text
 from spikeloom.energy.words import cautions, headline, interval_text, verdict
 
 TEMPLATE = Path(__file__).with_name("_report.html.j2")
@@ -146,7 +146,7 @@ def _layer_part(report: Report) -> Part:
 
 def _rate_part(report: Report) -> Part:
     data = figures.rate_map(report)
-    shown = [] if data is None else [_picture(pictures.rate_map(data), ramp=f"{float(data.rates.max()):.3f}")]
+    shown = [] if data is None else [_picture(pictures.rate_map(data), ramp=rate_text(float(data.rates.max())))]
     lead = "" if data is None else f"{data.of[0].upper()}{data.of[1:]}."
     return {"title": "Firing rates by layer and time", "lead": lead, "pictures": shown}
 
@@ -155,8 +155,13 @@ def _sample_part(report: Report) -> Part:
     data = figures.sop_distribution(report)
     shown = [] if data is None else [_picture(pictures.distribution(data))]
     spread = report.sop.percentiles
-    lead = f"How much an inference takes depends on the sample: 5 % of them take less than {count_text(spread[5.0])}, "
-    lead += f"5 % more than {count_text(spread[95.0])}. The narrow band is the 95 % interval of the mean."
+    low, high = count_text(spread[5.0]), count_text(spread[95.0])
+    if low == high:
+        lead = f"90 % of the samples take {low}, to the digits shown."
+    else:
+        lead = f"How much an inference takes depends on the sample: 5 % of them take less than {low}, "
+        lead += f"5 % more than {high}."
+    lead += " The shaded band is the 95 % interval of the mean."
     return {"title": "Synaptic operations per inference", "lead": lead, "pictures": shown}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 from spikeloom.energy.figures import Distribution, LayerEnergy, RateMap, Ratios, StepCurve, bins
@@ -100,8 +101,11 @@ def distribution(data: Distribution, width: float = WIDTH) -> str:
     if len(values) < 20:
         base = 128.0
         out.height = base + 46
-        for value in values:
-            out.dot(x_of(float(value)), (top + base) / 2 + 8, 6, "snn dot", tip=count_text(float(value)))
+        y = (top + base) / 2 + 8
+        for value, times in Counter(values.tolist()).items():  # equal samples are one dot with their number
+            out.dot(x_of(value), y, 6, "snn dot", tip=count_text(value) + (f", {times} samples" if times > 1 else ""))
+            if times > 1:
+                out.text(x_of(value), y - 11, f"×{times}", "value halo", "middle")
     else:
         _columns(out, data, x_of, left, right, top, base)
     if math.isfinite(data.low):
@@ -143,24 +147,17 @@ def step_curve(data: StepCurve, width: float = WIDTH) -> str:
         out.line(left, y, right, y, "grid" if tick else "axis")
         out.text(left - 8, y + 4, tick_text(tick), "tick", "end")
     thick = min(44.0, (right - left) / steps * 0.62)
-    for i, energy in enumerate(data.energy.tolist()):
-        tip = f"T' = {i + 1}: {energy_text(energy)}"
-        out.column(
-            x_of(i + 1) - thick / 2,
-            base,
-            thick,
-            energy / scale * height,
-            "snn" if i == steps - 1 else "snn soft",
-            tip=tip,
-        )
-        if steps <= 16:
-            out.text(
-                x_of(i + 1), base - energy / scale * height - 6, digits(energy / scale), "value snn-ink halo", "middle"
-            )
+    tops = [base - energy / scale * height for energy in data.energy.tolist()]
+    for i, (energy, y) in enumerate(zip(data.energy.tolist(), tops, strict=True)):
+        style, tip = "snn" if i == steps - 1 else "snn soft", f"T' = {i + 1}: {energy_text(energy)}"
+        out.column(x_of(i + 1) - thick / 2, base, thick, base - y, style, tip=tip)
     if data.ann is not None:
         y = base - data.ann / scale * height
         out.line(left, y, right, y, "ann-line", tip=f"ANN: {energy_text(data.ann)}")
         out.text(right + 8, y + 4, f"ANN {energy_text(data.ann)}", "value ann-ink")
+    if steps <= 16:  # over the line, so that it does not strike them out
+        for i, (energy, y) in enumerate(zip(data.energy.tolist(), tops, strict=True)):
+            out.text(x_of(i + 1), y - 6, digits(energy / scale), "value snn-ink halo", "middle")
     for step in _some_steps(steps):
         out.text(x_of(step), base + 16, str(step), "tick", "middle")
     out.text((left + right) / 2, base + 34, "time steps T' that are run", "tick", "middle")
@@ -226,13 +223,12 @@ def _range_ticks(out: Drawing, low: float, high: float, x_of: Callable[[float], 
     scale, unit = count_scale([high])
     if high < FULL_BELOW:
         scale, unit = 1.0, ""
-    step = nice_ticks((high - low) / scale, 5)[1] * scale
-    first = math.ceil(low / step)
-    for i in range(first, math.floor(high / step) + 1):
-        value = i * step
-        x = x_of(value)
+    step = nice_ticks((high - low) / scale, 5)[1]
+    places = max(0, -math.floor(math.log10(step) + 1e-9) + (f"{step:.1e}"[:3] == "2.5"))
+    for i in range(math.ceil(low / scale / step), math.floor(high / scale / step) + 1):
+        x = x_of(i * step * scale)
         out.line(x, base, x, base + 4, "axis")
-        out.text(x, base + 17, f"{tick_text(value / scale)}{' ' + unit if unit else ''}", "tick", "middle")
+        out.text(x, base + 17, f"{i * step:,.{places}f}{' ' + unit if unit else ''}", "tick", "middle")
 
 
 def _accuracy(

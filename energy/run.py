@@ -19,6 +19,7 @@ from spikeloom.energy.marks import Mark, Marks
 from spikeloom.energy.meter import Functions, Meter
 from spikeloom.energy.passes import Passes
 from spikeloom.energy.pause import Paused
+from spikeloom.energy.reading import check_axes, read_batch
 from spikeloom.energy.replay import Replay
 from spikeloom.energy.rows import Batch
 from spikeloom.energy.rules.neurons import count_program
@@ -179,9 +180,11 @@ class Run:
                     f"{type(module).__name__} was called under count() without a model: say which, count(model), or "
                     "mark batches with `with run.batch(T=..., B=...):`"
                 )
-            self._open(self._batch_of(args))
+            self._open(read_batch(args, self._T, self._axes, self._pending))
         elif self._explicit and len(self.scopes.stack) == 1:
             self._steps_of(args)
+        if self.current is not None and self.current.network:
+            check_axes(module, args, self.current)
         if module is self.model:
             self._steps += self.current.steps if self._depth == 0 and self.current is not None else 0
             self._depth += 1
@@ -211,25 +214,6 @@ class Run:
         )
         single = x.shape[0] == batch.B and not (chunk and x.dim() >= 3)
         self.current = replace(batch, steps=x.shape[axis] if chunk and not single else 1)
-
-    def _batch_of(self, args: tuple[Any, ...]) -> Batch:
-        x = next((a for a in args if isinstance(a, Tensor)), None)
-        if x is None:
-            raise ValueError("the model was called without a tensor; mark its batches with `with run.batch(T=, B=):`")
-        shape, axes = tuple(x.shape), self._axes
-        if x.numel() == 0:
-            raise ValueError(f"the model was called with an empty tensor, shape {list(shape)}; nothing can be counted")
-        if self._pending is not None:
-            return Batch(self._pending[0], shape[0], axes, 1)
-        if self._T is not None:
-            return Batch(self._T, shape[0], axes, self._T)
-        if len(shape) < 2:
-            raise ValueError(
-                f"the model was called with a tensor of shape {list(shape)}; expected [T, B, ...]. For a network "
-                "that loops over time itself give count(model, T=...)"
-            )
-        T, B = shape[axes.index("T")], shape[axes.index("B")]
-        return Batch(T, B, axes, T)
 
     def _open(self, batch: Batch) -> None:
         if self.sizes and self.sizes[0][0] != batch.T:
@@ -377,8 +361,14 @@ def count(
             do the same at every call (`energy/replay.py`).
 
     Raises:
+        TypeError: model is not a module.
         ValueError: unknown axes or kinds; cuda_graph without a model.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        hint = '; a registered model is made by create_model("NAME")' if isinstance(model, str) else ""
+        raise TypeError(
+            f"count() takes the nn.Module whose calls are counted, or None, got a {type(model).__name__}{hint}"
+        )
     if cuda_graph and model is None:
         raise ValueError("cuda_graph=True captures a model; give one, count(model, cuda_graph=True)")
     if axes not in ("TB", "BT"):

@@ -122,7 +122,23 @@ def step(state: Mapping[str, Rest] | None = None) -> Callable[[Callable[..., Any
         ...     s = spike(h - v_threshold, "sigmoid", 4.0)
         ...     return s, where(detach(s), 0.0, h)
     """
-    return lambda function: Step(function, state or {})
+    rest = rest_of("step", state)
+    return lambda function: Step(function, rest)
+
+
+def rest_of(decorator: str, state: Mapping[str, Rest] | None) -> Mapping[str, Rest]:
+    """The states that a decorator was given, checked where it is written.
+
+    Raises:
+        TypeError: no mapping; a function, where the decorator was written without brackets.
+    """
+    if state is None or isinstance(state, Mapping):
+        return state or {}
+    given = f"the function {state.__name__}" if inspect.isfunction(state) else f"a {type(state).__name__}"
+    raise TypeError(
+        f"@{decorator} got {given} as its states; expected a mapping from each state to its rest value: write "
+        f'@{decorator}(state={{"v": 0.0}}), or @{decorator}() for a step without states'
+    )
 
 
 def _is_runtime(value: Any) -> bool:

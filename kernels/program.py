@@ -144,14 +144,9 @@ def record(
     leaves = {n: tape.input(n) for n in (*inputs, *rest, *params)}
     held = {p: leaves[p] for p in params}
     result = function(*(leaves[n] for n in (*inputs, *rest)), **held)
-    values = [_real(tape, v) for v in (result if isinstance(result, tuple) else (result,))]
+    values = _returned(tape, name, result, list(rest))
     n_out = len(values) - len(rest)
-    if n_out < 1:
-        raise ValueError(
-            f"the step function {name!r} has {len(rest)} states ({', '.join(rest)}) and must return its "
-            f"outputs and then every new state; it returned {len(values)} value(s)"
-        )
-    resting = [_real(tape, _rest_value(r, held)) for r in rest.values()]
+    resting = [_resting(tape, name, state, _rest_value(r, held)) for state, r in rest.items()]
     roots = [v.index for v in (*values, *resting)]
     key = f"{name}-{tape.digest(roots)}-{len(inputs)}{len(rest)}{len(params)}{_surrogates(tape)}"
     if key not in _PROGRAMS:
@@ -184,6 +179,36 @@ def lookup(key: str) -> Program:
             f"no step function with key {key!r} was recorded in this process; build the neuron module (or "
             f"call the neuron function) once before calling the operator directly"
         ) from None
+
+
+def _returned(tape: Tape, name: str, result: Any, states: list[str]) -> list[Sym]:
+    """What a step returned, on the tape: outputs, then new states."""
+    held = f" has {len(states)} state{'s' * (len(states) != 1)} ({', '.join(states)}) and" if states else ""
+    expected = f"the step function {name!r}{held} must return its outputs" + (
+        " and then every new state" if states else ""
+    )
+    found = list(result) if isinstance(result, tuple) else [result]
+    for place, value in enumerate(found, 1):
+        if not isinstance(value, (Sym, bool, int, float)):
+            what = "None" if value is None else f"a value of type {type(value).__name__}"
+            which = "it returned" if not isinstance(result, tuple) else f"value {place} of {len(found)} is"
+            raise TypeError(
+                f"{expected}; {which} {what}. Return a tuple of values computed from the arguments: "
+                f"return {', '.join(['spikes', *(f'new_{state}' for state in states)])}"
+            )
+    if len(found) <= len(states):
+        raise ValueError(f"{expected}; it returned {len(found)} value{'s' * (len(found) != 1)}")
+    return [_real(tape, value) for value in found]
+
+
+def _resting(tape: Tape, name: str, state: str, value: Any) -> Sym:
+    """A state's rest value, on the tape."""
+    if not isinstance(value, (Sym, bool, int, float)):
+        raise TypeError(
+            f"{name}: state {state!r} rests at a value of type {type(value).__name__}; expected a number, the name of "
+            "a parameter, or a function of the parameters. Another start is given at the call, as state=(...)"
+        )
+    return _real(tape, value)
 
 
 def _real(tape: Tape, value: Any) -> Sym:

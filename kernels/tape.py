@@ -12,6 +12,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from spikeloom.kernels.refusal import Refusing, refuse_tensor
+
 Surrogate = Callable[..., object]
 """A surrogate derivative: `(u, alpha) -> d spike / d u`, written with loom operations."""
 
@@ -77,9 +79,9 @@ class Tape:
             return value
         if isinstance(value, (bool, int, float)):
             return self.const(float(value))
+        refuse_tensor(value)
         raise TypeError(
-            f"a step function can compute with its arguments and Python numbers, not with "
-            f"{type(value).__name__}; pass tensors as arguments of the step function"
+            f"a step function can compute with its arguments and Python numbers, not with {type(value).__name__}"
         )
 
     def live(self, roots: Sequence[int]) -> list[int]:
@@ -104,7 +106,7 @@ _NO_NUMBER = (
 )
 
 
-class Sym:
+class Sym(Refusing):
     """A scalar on a tape. Python's operators record; `kernels.lang` holds the functions."""
 
     __slots__ = ("index", "tape")
@@ -119,6 +121,7 @@ class Sym:
 
     def _binary(self, op: str, other: object, swap: bool = False) -> Sym:
         if not isinstance(other, (Sym, bool, int, float)):
+            refuse_tensor(other)
             return NotImplemented
         mine, yours = self, self.tape.lift(other)
         truths = mine.node.is_bool + yours.node.is_bool
@@ -152,6 +155,7 @@ class Sym:
     def __rtruediv__(self, other: object) -> Sym:
         """As torch divides a number by a tensor: reciprocal times number, two roundings."""
         if not isinstance(other, (bool, int, float)):
+            refuse_tensor(other)
             return NotImplemented
         inverse = self._binary("div", 1.0, swap=True)
         return inverse if other == 1 else inverse * other
@@ -198,7 +202,7 @@ class Sym:
     def __bool__(self) -> bool:
         raise TypeError(
             "the truth value of a membrane is not known while a step function is recorded: write "
-            "where(condition, a, b) instead of an if on a tensor value"
+            "where(condition, a, b) instead of an if on a tensor value, a & b for `and`, maximum(a, b) for max(a, b)"
         )
 
     def __pow__(self, exponent: object) -> Sym:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spikeloom.kernels import Step, weave
 from spikeloom.kernels.backends import BACKENDS
+from spikeloom.kernels.declare import rest_of
 from spikeloom.kernels.program import Program, Rest
 
 
@@ -116,7 +117,8 @@ def neuron(
             of the parameters.
         limits: what the values of a parameter must satisfy; NaN is refused for every parameter.
     """
-    return lambda function: NeuronStep(function, state or {}, limits or {})
+    rest = rest_of("neuron", state)
+    return lambda function: NeuronStep(function, rest, limits or {})
 
 
 class Neuron(nn.Module):
@@ -142,6 +144,12 @@ class Neuron(nn.Module):
 
     def __init__(self, step: Step, *, backend: str = "auto", **values: Any) -> None:
         super().__init__()
+        if not isinstance(step, Step):
+            what = f"the function {step.__name__}" if inspect.isfunction(step) else f"a {type(step).__name__}"
+            raise TypeError(
+                f'Neuron takes a decorated one-step function, got {what}; write @neuron(state={{"v": 0.0}}) above the '
+                "function, with each of its states and the value it rests at"
+            )
         if backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
         self.step = step

@@ -30,7 +30,7 @@ def test_a_file_and_a_checkpoint_become_a_folder(tmp_path: Path, capsys: pytest.
     code = main([*line, "--weights", f"{tmp_path}/net.pth", "--out", f"{tmp_path}/snn", "--method", "channel_max"])
     printed = capsys.readouterr().out
     assert code == 0
-    assert "1 activations converted by channel_max; latency 64 steps" in printed
+    assert "1 activation converted by channel_max; latency 64 steps" in printed
     net = load_converted(tmp_path / "snn")
     with torch.no_grad():
         torch.testing.assert_close(net(images).mean(0), ann(images), rtol=0, atol=0.05)
@@ -72,3 +72,35 @@ def test_mistakes_explain_themselves(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "torchvision has no model 'resnet181'" in capsys.readouterr().err
     assert main(["convert", "squeezenet1_1", "--images", f"{tmp_path}/images.pt"]) == 1
     assert "holds no tensor" in capsys.readouterr().err
+
+
+def test_files_that_hold_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(
+        CODE + "def sized(classes, width=3):\n    return network()\nbuilt = network()\nsize = 3\n"
+    )
+    torch.save(torch.randn(64, 1, 4, 4), tmp_path / "images.pt")
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "whole.pt")
+    (tmp_path / "text.pt").write_text("no weights at all")
+
+    def said(function: str, *more: str) -> str:
+        code = main(["convert", f"{tmp_path}/net.py:{function}", "--images", f"{tmp_path}/images.pt", *more])
+        found = capsys.readouterr()
+        return found.err if code else found.out
+
+    whole = said("network", "--weights", f"{tmp_path}/whole.pt")
+    assert "whole.pt holds more than tensors" in whole
+    assert "torch.save(net.state_dict(), PATH)" in whole
+    assert "text.pt cannot be read as a file of torch.save" in said("network", "--weights", f"{tmp_path}/text.pt")
+    assert "net.py:sized wants arguments (classes); expected a function without any" in said("sized")
+    assert "net.py:size is of type int; expected a function" in said("size")
+    assert "1 activation converted by ltb" in said("built", "--batch", "4")
+
+
+def test_a_layer_of_a_container_is_named_by_its_path(tmp_path: Path) -> None:
+    from spikeloom.conversion import NotConvertibleError, convert
+
+    net = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), nn.GELU()), nn.Linear(4, 2))
+    with pytest.raises(
+        NotConvertibleError, match=r"1 of its operations has no .*\n  GELU '1\.1' \(module 1\.1\): train it"
+    ):
+        convert(net.eval(), [torch.zeros(2, 4)])

@@ -200,3 +200,26 @@ def test_a_browser_draws_the_page(full: Report, dark: bool, tmp_path: Path) -> N
         assert differs[top : top + 400].any()
     blue = (pixels[..., 2] > 0.7) & (pixels[..., 0] < 0.5)
     assert blue.sum() > 2000  # the bars of the spiking network
+
+
+def test_the_largest_of_small_rates_is_not_0(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "rate_map", lambda report: RateMap(["a"], np.array([[0.0, 5.6e-5]]), "spikes"))
+    assert re.findall(r'class="ramp"></span>([^<]*)<', render_page(Report(build()))) == ["5.6e-05"]
+
+
+def test_equal_samples_are_one_dot_and_near_ticks_differ() -> None:
+    values = np.array([5.12003e6] * 3 + [5.12005e6])
+    root = drawn(pictures.distribution(Distribution(values, float(values.mean()), float("nan"), float("nan"))))
+    assert len([shape for shape in root if shape.get("class") == "snn dot"]) == 2
+    words = [shape.text for shape in root if shape.get("class") == "value halo"]
+    assert words == ["×3"]
+    ticks = [shape.text or "" for shape in root if shape.get("class") == "tick"][:-1]
+    assert len(set(ticks)) == len(ticks) > 2
+    assert len({len(tick) for tick in ticks}) == 1, "as many digits on every tick"
+
+
+def test_the_line_of_the_ann_lies_below_the_numbers() -> None:
+    root = drawn(pictures.step_curve(StepCurve("m", np.array([1.0, 2.0, 3.0]), 1.4, None)))
+    styles = [shape.get("class") for shape in root]
+    assert styles.index("ann-line") < styles.index("value snn-ink halo")
+    assert styles.index("ann-line") > max(i for i, style in enumerate(styles) if style and style.startswith("snn"))

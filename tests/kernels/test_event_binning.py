@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from spikeloom_tests.kernels.emulated_warps import NVCC, SHIM, compiled
+from spikeloom_tests.kernels.waits import no_waiting
 from torch import Tensor
 
 from spikeloom.datasets import (
@@ -247,15 +248,11 @@ def test_a_second_stream_and_no_wait(binning: Any) -> None:
         *(torch.zeros_like(getattr(there, name)) for name in "txyp"), torch.zeros_like(there.offsets), 34, 34
     )
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(20_000_000)  # on another stream the kernels would find zeros
-            for name in ("t", "x", "y", "p", "offsets"):
-                getattr(later, name).copy_(getattr(there, name))
-            found = binning(later, 8)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting(), torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # on another stream the kernels would find zeros
+        for name in ("t", "x", "y", "p", "offsets"):
+            getattr(later, name).copy_(getattr(there, name))
+        found = binning(later, 8)
     stream.synchronize()
     assert torch.equal(found.cpu(), expected)
 

@@ -191,7 +191,7 @@ def test_too_few_results() -> None:
         ValueError, match=r"'<lambda>' has 2 states \(v, w\) and must return its outputs .* returned 2 val"
     ):
         broken(lambda x, v, w: (v, w), {"v": 0.0, "w": 0.0})
-    with pytest.raises(ValueError, match=r"has 1 states \(v\) .* returned 1 value"):
+    with pytest.raises(ValueError, match=r"has 1 state \(v\) .* returned 1 value$"):
         broken(lambda x, v: x + v, {"v": 0.0})
 
 
@@ -244,11 +244,16 @@ def test_a_value_kept_from_another_recording() -> None:
 
 
 def test_something_that_is_no_number() -> None:
-    for made in (lambda x: None, lambda x: (x, "s"), lambda x: [x, x]):
-        with pytest.raises(
-            TypeError, match="a step function can compute with its arguments and Python numbers, not with"
-        ):
-            broken(made)
+    with pytest.raises(TypeError, match=r"'<lambda>' must return its outputs; it returned None\. Return a tuple"):
+        broken(lambda x: None)
+    with pytest.raises(TypeError, match="value 2 of 2 is a value of type str"):
+        broken(lambda x: (x, "s"))
+    with pytest.raises(TypeError, match="it returned a value of type list"):
+        broken(lambda x: [x, x])
+    with pytest.raises(TypeError, match=r"1 state \(v\) and must .* value 2 of 2 is None.*: return spikes, new_v$"):
+        broken(lambda x, v: (x, None), {"v": 0.0})
+    with pytest.raises(TypeError, match=r"compute with its arguments and Python numbers, not with NoneType$"):
+        broken(lambda x: maximum(x, None))
 
 
 def test_a_rest_value_that_is_no_parameter_is_zero_and_none_too() -> None:

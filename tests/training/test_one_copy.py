@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from spikeloom_tests.kernels.waits import no_waiting
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,13 +125,8 @@ def test_a_gpu_is_not_waited_for_and_gives_alike_images(name: str) -> None:
     batches = Batches(pictures(), DATA, 16, device, augment)
     next(batches.shuffled(0, 0))  # the first batch may load libraries
     torch.cuda.synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls the mode a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found = list(batches.shuffled(5, 0))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    with no_waiting():
+        found = list(batches.shuffled(5, 0))
     wanted = list(Batches(pictures(), DATA, 16, CPU, augment).shuffled(5, 0))
     for (x, targets), (y, others) in zip(found, wanted, strict=True):
         torch.testing.assert_close(targets.cpu(), others)

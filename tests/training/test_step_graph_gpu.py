@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from spikeloom_tests.kernels.waits import no_waiting
 from spikeloom_tests.training.pretended_graphs import ListedBatches, tensors, train
 from torch import Tensor, nn
 
@@ -136,18 +135,6 @@ def test_a_bad_step_and_those_after_it_change_nothing(bad: int, setting: str) ->
     for name, value in before.items():
         assert torch.equal(after[name], value), name
     assert (training.step, training.batch) == (bad, bad)
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """What waits for the device raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls the mode a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("setting", ["on", "off"])
