@@ -95,8 +95,11 @@ class CIFAR10DVS(Dataset[tuple[Events, int]]):
         return PackedEvents.from_events([self[index][0] for index in chosen], self.labels[chosen])
 
 
-def read_aedat2(path: str | Path) -> Events:
-    """Read one AEDAT 2.0 recording of a DVS128 (see the module's header); times count from the earliest event."""
+def read_aedat2(path: str | Path, *, rebase: bool = True) -> Events:
+    """Read one AEDAT 2.0 recording of a DVS128 (see the module's header).
+
+    rebase: times count from the earliest event; False: the times of the file.
+    """
     data = Path(path).read_bytes()
     start = _header_bytes(data)
     if start == 0:
@@ -114,7 +117,8 @@ def read_aedat2(path: str | Path) -> Events:
     pixel = (address & _NOT_A_PIXEL) == 0
     address, t = address[pixel], t[pixel]
     raw_x, raw_y = address >> 1 & 0x7F, address >> 8 & 0x7F
-    t = t - t.min(initial=2**32)
+    if rebase:
+        t = t - t.min(initial=2**32)
     return Events.from_arrays(t, SENSOR - 1 - raw_y, SENSOR - 1 - raw_x, 1 - (address & 1), SENSOR, SENSOR)
 
 

@@ -27,9 +27,9 @@ from spikeloom.datasets.raw_columns import MAX_EVENTS, check_count, to_events
 
 _NAMES = {
     "t": ("t", "ts", "time", "timestamp", "timestamps"),
-    "x": ("x",),
-    "y": ("y",),
-    "p": ("p", "pol", "polarity", "on"),
+    "x": ("x", "xs"),
+    "y": ("y", "ys"),
+    "p": ("p", "ps", "pol", "polarity", "on"),
 }
 _TAXELS = 10  # ST-MNIST: rows and columns of the sensor
 _MOST_TAXELS = 2**30  # bytes of a spiketrain
@@ -86,7 +86,10 @@ def read_npy(
     except Exception as error:  # of a damaged file these libraries raise nearly anything
         raise ValueError(f"{path} is not a whole .npy file: {error}") from error
     if array.dtype.names is None:
-        raise ValueError(f"{path} holds an array of {array.dtype}; expected a structured array of t, x, y, p.")
+        raise ValueError(
+            f"{path} holds an array of {array.dtype} {array.shape}; expected a structured array of t, x, y, p. Which "
+            "column is which cannot be told from an array a: numpy.savez('a.npz', t=a[:, 0], x=a[:, 1], ...) says it."
+        )
     return _events(path, {name: array[name] for name in array.dtype.names}, height, width, rebase, max_events)
 
 

@@ -70,7 +70,8 @@ def read_events(
         return _BY_SIZE[kind](path, height, width, rebase=rebase, max_events=max_events)
     check_count(path, path.stat().st_size // 5, max_events)
     if kind == "aedat2":
-        events = read_aedat2(path)
+        _check_chip(path)
+        events = read_aedat2(path, rebase=rebase)
     elif kind == "aedat3":
         size = _aedat3_size(path)
         events = read_aedat3(path, height or size[0], width or size[1])
@@ -85,14 +86,18 @@ def event_format(path: str | Path) -> str:
     """The format of a recording, one of `FORMATS`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no format that is known.
+        FileNotFoundError, IsADirectoryError: there is no such file.
+        ValueError: no format that is known, or an empty file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected one recording, a file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     with path.open("rb") as file:
         first = file.read(4096)
+    if not first:
+        raise ValueError(f"{path} is empty, 0 bytes long; the copy or download probably failed: fetch it again.")
     starts = {
         b"#!AER-DAT2.0": "aedat2",
         b"#!AER-DAT3": "aedat3",
@@ -113,8 +118,21 @@ def event_format(path: str | Path) -> str:
         return suffixes[path.suffix.lower()]
     raise ValueError(
         f"{path} begins with {first[:12]!r} and ends in {path.suffix!r}: no format of events that is known. Read: "
-        "AEDAT 2, 3.1 and 4, Prophesee .raw (EVT 2.0, 3.0) and .dat, HDF5, .npz, .npy, .mat, N-MNIST .bin."
+        "AEDAT 2, 3.1 and 4, Prophesee .raw (EVT 2.0, 3.0) and .dat, HDF5, .npz, .npy, .mat, N-MNIST .bin. Of anything "
+        "else (text, say) save the columns: numpy.savez('a.npz', t=t, x=x, y=y, p=p), t in whole microseconds."
     )
+
+
+def _check_chip(path: Path) -> None:
+    """AEDAT 2.0 lays addresses out by the camera: those of a DAVIS would be read as other pixels of a DVS128."""
+    with path.open("rb") as file:
+        header = file.read(2**16).decode("latin-1")
+    found = re.search(r"^#\s*AEChip:\s*(\S*davis\S*)", header, re.IGNORECASE | re.MULTILINE)
+    if found:
+        raise ValueError(
+            f"{path} is an AEDAT 2.0 file of the camera {found[1]}; of this format those of a DVS128 are read. For a "
+            "DAVIS346 call spikeloom.datasets.human_actions.read_davis346; of others save t, x, y and p by numpy.savez."
+        )
 
 
 def _aedat3_size(path: Path) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from spikeloom.datasets.frames import frames_by_time
 
 ON, OFF = (0, 90, 181), (220, 110, 10)
 _SIDE = 384  # pixels of the GIF's longer side, about
-_DOTS = 60_000  # events drawn in the raster
+_CELLS = (360, 640)  # rows and stretches of time of the raster at most
+_DPI = 200
 _INSTALL = "Install it with `pip install 'spikeloom[report]'`."
 
 
@@ -31,9 +32,11 @@ def write_gif(events: Events, path: str | Path, *, frames: int = 40, seconds: fl
         ValueError: a recording without events, frames or seconds out of range.
         ImportError: Pillow is not installed.
     """
-    if not len(events) or not 1 <= frames <= 2000 or not 0 < seconds <= 600:
+    _check_any(events)
+    if not 1 <= frames <= 2000 or not 0 < seconds <= 600:
         raise ValueError(
-            f"{len(events)} events, {frames} frames, {seconds} s; expected 1 or more, 1 to 2000, and up to 600 s."
+            f"A GIF of {frames} frames in {seconds} s was asked for; expected 1 to 2000 frames, in more than 0 and up "
+            "to 600 s."
         )
     try:
         from PIL import Image
@@ -42,8 +45,7 @@ def write_gif(events: Events, path: str | Path, *, frames: int = 40, seconds: fl
     counts = frames_by_time(
         events, frames, start_us=int(events.t[0]), end_us=max(int(events.t[-1]), int(events.t[0]) + 1)
     )
-    fired = counts[counts > 0].double().sort().values
-    full = float(fired[int((len(fired) - 1) * 0.99)])
+    full = _full(counts)
     factor = max(1, _SIDE // max(events.height, events.width))
     pictures = [
         Image.fromarray(np.kron(_colours(each, full), np.ones((factor, factor, 1), np.uint8))) for each in counts
@@ -60,8 +62,7 @@ def write_raster(events: Events, path: str | Path, title: str = "") -> None:
         ValueError: a recording without events.
         ImportError: matplotlib is not installed.
     """
-    if not len(events):
-        raise ValueError("The recording has no events; there is nothing to draw.")
+    _check_any(events)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -73,20 +74,33 @@ def write_raster(events: Events, path: str | Path, title: str = "") -> None:
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(3, 2))
     rate, raster, total = (figure.add_subplot(grid[place]) for place in ((0, 0), (1, 0), (slice(None), 1)))
     _draw_rates(rate, t, events.p.numpy())
-    step = -(-len(events) // _DOTS)
-    colours = np.array([OFF, ON])[events.p.numpy()[::step]] / 255
-    # in the order of time: neither polarity covers the other
-    raster.scatter(t[::step], events.y.numpy()[::step], c=colours, s=1.2, marker="s", linewidths=0, rasterized=True)
-    raster.set(xlabel="time, s", ylabel="row", ylim=(events.height - 0.5, -0.5), xlim=(0, max(float(t[-1]), 1e-6)))
-    if step > 1:
-        raster.set_title(f"one event in {step} is drawn", fontsize=9)
+    _draw_raster(raster, events)
     counts = frames_by_time(events, 1, start_us=int(events.t[0]))[0]
-    fired = counts[counts > 0].double().sort().values
-    total.imshow(_colours(counts, float(fired[int((len(fired) - 1) * 0.99)])), interpolation="nearest")
-    total.set(xlabel="column", ylabel="row", title="all events: blue ON, orange OFF")
+    total.imshow(_colours(counts, _full(counts)), interpolation="nearest")
+    total.set(xlabel="column", ylabel="row")
+    total.set_title("all events: blue ON, orange OFF, dark both", fontsize=10)
     facts = f"{len(events):,} events on {events.height} x {events.width} pixels in {t[-1]:.3f} s"
     figure.suptitle(title or facts, parse_math=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _check_any(events: Events) -> None:
+    if not len(events):
+        raise ValueError("The recording has no events; there is nothing to draw.")
+
+
+def _draw_raster(axes: Any, events: Events) -> None:
+    """Events by row and stretch of time, none left out of the count; rows of large sensors are drawn together."""
+    rows, steps = min(events.height, _CELLS[0]), _CELLS[1]
+    start, span = int(events.t[0]), max(int(events.t[-1] - events.t[0]), 1)
+    step = ((events.t - start) * steps // span).clamp(max=steps - 1)
+    cell = (events.p.long() * rows + events.y.long() * rows // events.height) * steps + step
+    counts = cell.bincount(minlength=2 * rows * steps).reshape(2, rows, steps)
+    extent = (0.0, span / 1e6, events.height - 0.5, -0.5)
+    # busy rows have both in most cells: the more frequent one is drawn, and of as many both, dark
+    counts = torch.where(counts < counts.flip(0), 0, counts)
+    axes.imshow(_colours(counts, _full(counts)), extent=extent, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="time, s", ylabel="row")
 
 
 def _draw_rates(axes: Any, t: NDArray[Any], p: NDArray[Any]) -> None:
@@ -98,6 +112,12 @@ def _draw_rates(axes: Any, t: NDArray[Any], p: NDArray[Any]) -> None:
         axes.stairs(counts * 100 / span / 1e3, edges, color=_hex(colour), label=name)
     axes.set(ylabel="thousand events/s", xlim=(0, span), ylim=(0, None))
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8, frameon=False)
+
+
+def _full(counts: Tensor) -> float:
+    """The count that is drawn in full colour: the 99th percentile of those that are not 0."""
+    fired = counts[counts > 0].double().sort().values
+    return float(fired[int((len(fired) - 1) * 0.99)])
 
 
 def _colours(counts: Tensor, full: float) -> NDArray[np.uint8]:

@@ -53,12 +53,16 @@ class EventFolder(RecordingFiles):
         """List the files.
 
         Raises:
-            FileNotFoundError: there is no recording in any folder of ROOT.
+            FileNotFoundError: there is no ROOT, or no recording in any folder of it.
         """
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f"There is no folder {root}. Expected recordings {root}/<class>/<file>.")
         files, labels, classes = listed(Path(root), SUFFIXES)
         if not files:
+            elsewhere = next((file for file in sorted(Path(root).rglob("*")) if is_recording(file, SUFFIXES)), None)
+            seen = f" {elsewhere} lies at another depth: each class is one folder in ROOT." if elsewhere else ""
             raise FileNotFoundError(
-                f"There is no recording ROOT/<class>/<file> under {root}; files end in {', '.join(SUFFIXES)}."
+                f"There is no recording ROOT/<class>/<file> under {root}; files end in {', '.join(SUFFIXES)}.{seen}"
             )
         super().__init__(files, labels, classes, height, width)
 
@@ -66,11 +70,16 @@ class EventFolder(RecordingFiles):
 def listed(root: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[int], list[str]]:
     """Files, labels and class names of ROOT/<class>/<file>, folders and files in alphabetical order."""
     folders = sorted(folder for folder in root.glob("*") if folder.is_dir())
-    found = [[f for f in sorted(folder.iterdir()) if f.suffix.lower() in suffixes] for folder in folders]
+    found = [[f for f in sorted(folder.iterdir()) if is_recording(f, suffixes)] for folder in folders]
     classes = [folder.name for folder, files in zip(folders, found, strict=True) if files]
     found = [files for files in found if files]
     labels = [label for label, files in enumerate(found) for _ in files]
     return [file for files in found for file in files], labels, classes
+
+
+def is_recording(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
+    """Whether a file is one by its suffix; hidden ones, such as the `._<name>` that macOS adds, are none."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
 
 
 def first_of_each(labels: Sequence[int], fraction: float, first: bool) -> list[int]:

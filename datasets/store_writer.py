@@ -94,7 +94,9 @@ def pack_store(
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ValueError(f"The sensor is {height} x {width} (height x width); each must be 1 to {MAX_SIDE}.")
     split = None if parts is None else _split(parts, len(dataset))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"The path {path} is a folder; an event store is one file. Choose another name.")
+    make_folder(path.parent)
     part, journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".journal")
     with _room(path), _opened(part) as events, _opened(journal) as log:
         _lock(events, part, path)
@@ -133,6 +135,9 @@ class _Writer:
                 )
             words, start = to_words(recording)
         except (ValueError, OSError) as error:
+            if on_error == "stop" and isinstance(error, ValueError):
+                hint = f"(Recording {index}; on_error skip leaves out what cannot be read.)"
+                raise ValueError(f"{error} {hint}") from error
             if on_error == "stop":
                 raise
             warnings.warn(f"Recording {index} is left out of the store: {error}", RuntimeWarning, stacklevel=3)
@@ -271,9 +276,30 @@ def _room(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder to write into, if it is not there.
+
+    Raises:
+        OSError: there is a file of its name, or it cannot be written to; says what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        file = next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None)
+        why = f"{file} is a file" if file else os.strerror(error.errno or errno.EIO)
+        raise OSError(error.errno, f"Nothing can be written to {folder}: {why}. Name another folder.") from error
+
+
 def _opened(path: Path) -> BinaryIO:
     """Open for reading and writing, made if it is not there, never emptied: another process may be at work on it."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        said = os.strerror(error.errno or errno.EIO)
+        raise OSError(error.errno, f"{path} cannot be opened for writing: {said}. Name another folder.") from error
+    return os.fdopen(number, "r+b")
 
 
 def _to_disk(file: BinaryIO) -> None:

@@ -88,9 +88,11 @@ def stop(training: Training, session: Session, interruption: Interruption) -> No
     save(training, session)
     session.log.write("interrupted", training.step, epoch=training.epoch, batch=training.batch)
     total = training.recipe.epochs * len(session.train)
+    several = training.team.size > 1
+    command = f"torchrun --nproc-per-node {training.team.size} -m spikeloom" if several else "spikeloom"
     raise TrainingInterrupted(
         f"Interrupted after step {training.step} of {total}; everything is saved. Continue with:\n"
-        f"  spikeloom train {shlex.quote(str(session.root))} --resume",
+        f"  {command} train {shlex.quote(str(session.root))} --resume",
         128 + (interruption.signal or 0),
     )
 

@@ -65,7 +65,8 @@ def split_of(recipe: Recipe, team: Team) -> Split:
         raise ValueError(
             f"Recipe.batch_size is {recipe.batch_size}, for all {team.size} processes and accumulate="
             f"{recipe.accumulate} passes together; expected a multiple of {unit}{', for pairs to mix' * pairs}. Pass "
-            f"--batch-size {-(-recipe.batch_size // unit) * unit}."
+            f"--batch-size {-(-recipe.batch_size // unit) * unit}; a run that is resumed keeps its batch size, so "
+            "resume it with a number of processes that divides it."
         )
     own = range(team.rank * recipe.accumulate, (team.rank + 1) * recipe.accumulate)
     return Split(parts, tuple(own), pairs and parts > 1)

@@ -132,8 +132,8 @@ def lost_message(rank: int, size: int, error: BaseException) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
         f"Process {rank} of {size} waited for another one of this training, which has ended or does not answer "
-        f"({reason}). All of them end now. The first error above says why; the last checkpoint is whole: continue with "
-        "--resume."
+        f"({reason}). All of them end now. The first error above, or torchrun's table below, says why; the last "
+        "checkpoint is whole: continue with --resume."
     )
 
 

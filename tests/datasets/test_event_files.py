@@ -38,9 +38,8 @@ def test_every_format_gives_the_same_recording(kind: str, tmp_path: Path) -> Non
     expected = (t - t[0], 127 - y, 127 - x, p) if kind == "aedat2" else (t - t[0], x, y, p)
     same(events, expected)
     assert (events.height, events.width) == (128, 128)
-    if kind != "aedat2":  # that reader always counts from the earliest event
-        clock = 1_000_000 if kind.startswith("hdf5") else 0
-        same(read_events(path, 128, 128, rebase=False), (t + clock, *expected[1:]))
+    clock = 1_000_000 if kind.startswith("hdf5") else 0
+    same(read_events(path, 128, 128, rebase=False), (t + clock, *expected[1:]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,6 +145,28 @@ def test_st_mnist_layout(tmp_path: Path) -> None:
     assert events.p.tolist() == [1, 1, 0]
 
 
+def test_aedat2_of_another_camera_is_refused(tmp_path: Path) -> None:
+    """Its addresses would be read as other pixels, without any sign of it."""
+    first, rest = made.aedat2(made.columns()).split(b"\r\n", 1)
+    path = tmp_path / "a.aedat"
+    for chip, refused in ((b"retina.DVS128", False), (b"davis.Davis346blue", True), (b"davis.DAVIS240C", True)):
+        path.write_bytes(first + b"\r\n# AEChip: eu.ini.chips." + chip + b"\r\n" + rest)
+        if refused:
+            with pytest.raises(ValueError, match=rf"camera \S*{chip.decode()}; .*read_davis346"):
+                read_events(path)
+        else:
+            assert len(read_events(path)) == 60
+
+
+def test_arrays_under_names_of_several(tmp_path: Path) -> None:
+    t, x, y, p = made.columns()
+    np.savez(tmp_path / "a.npz", ts=t, xs=x, ys=y, ps=p)
+    same(read_events(tmp_path / "a.npz", rebase=False), (t, x, y, p))
+    np.save(tmp_path / "a.npy", np.stack([t, x, y, p], 1))
+    with pytest.raises(ValueError, match=r"array of int64 \(60, 4\).*numpy.savez"):
+        read_events(tmp_path / "a.npy")
+
+
 def test_packed_events_of_one_recording(tmp_path: Path) -> None:
     t, x, y, p = made.columns()
     one = Events.from_arrays(t, x, y, p, 130, 140)
@@ -198,6 +219,11 @@ def test_unknown_files(tmp_path: Path) -> None:
         read_events(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError):
         read_events(tmp_path / "none.dat")
+    with pytest.raises(IsADirectoryError, match="is a folder; expected one recording"):
+        read_events(tmp_path)
+    (tmp_path / "a.dat").write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty, 0 bytes long"):
+        read_events(tmp_path / "a.dat")
     (tmp_path / "a.raw").write_bytes(b"% evt 2.1\n% end\n")
     with pytest.raises(ValueError, match=r"names the format '2.1'"):
         read_events(tmp_path / "a.raw")

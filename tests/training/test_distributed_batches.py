@@ -98,7 +98,7 @@ def test_batch_sizes_are_multiples() -> None:
     assert split_of(Recipe(batch_size=7), ALONE) == Split(1, (0,))
     with pytest.raises(ValueError, match=r"batch_size is 6, .* 2 processes and accumulate=2 .*--batch-size 8"):
         split_of(Recipe(batch_size=6, accumulate=2), team)
-    with pytest.raises(ValueError, match=r"multiple of 4, for pairs to mix\. Pass --batch-size 8"):
+    with pytest.raises(ValueError, match=r"multiple of 4, for pairs to mix\. Pass --batch-size 8; .* that divides it"):
         split_of(replace(Recipe(batch_size=6), augment=Augment(mixup=0.5)), team)
 
 
