@@ -68,8 +68,7 @@ class EventStore(Dataset[tuple[Events, int]]):
         self.starts = torch.from_numpy(self._tables.starts)
         self.parts = None if self._tables.parts is None else torch.from_numpy(self._tables.parts)
         self._mark = head + tables[-4:]  # with the tables' checksum
-        self._words: Any = None
-        self._file: mmap.mmap | None = None
+        self._maps: list[tuple[mmap.mmap | None, Any]] = []
         self._sound = np.zeros(len(self), bool)  # compared with their checksums
 
     def __len__(self) -> int:
@@ -82,7 +81,7 @@ class EventStore(Dataset[tuple[Events, int]]):
         return self.select([index])[0], int(self.labels[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_words": None, "_file": None}  # the mapping is not sent to workers
+        return {**vars(self), "_maps": []}  # the mapping is not sent to workers
 
     @property
     def event_counts(self) -> Tensor:
@@ -199,11 +198,24 @@ class EventStore(Dataset[tuple[Events, int]]):
         Raises:
             ValueError: one is damaged; says which.
         """
-        chosen = self._chosen(indices)
-        wrong = [line for index in chosen[~self._sound[chosen]] if (line := self._compared(int(index)))]
+        wrong = [*self.damaged(indices).values()]
         if wrong:
             raise ValueError(f"{self.path}: {wrong[0]}. The file is damaged. {_AGAIN}")
-        self._sound[chosen] = True
+
+    def damaged(self, indices: Sequence[int] | Tensor) -> dict[int, str]:
+        """What is wrong with which of the recordings `[K]`, by their places there; a sound one is read for it once.
+
+        Raises:
+            ValueError: the file is another one than was opened, or was cut off since.
+        """
+        chosen, wrong = self._chosen(indices), {}
+        for place in np.flatnonzero(~self._sound[chosen]).tolist():
+            index = int(chosen[place])
+            if line := self._compared(index):
+                wrong[place] = line
+            else:
+                self._sound[index] = True
+        return wrong
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Read everything and compare with the checksums; what is wrong, a line a recording, or nothing."""
@@ -245,12 +257,15 @@ class EventStore(Dataset[tuple[Events, int]]):
         Raises:
             ValueError: the file is another one than was opened, or was cut off since.
         """
-        if self._words is None:
-            self._file = self._mapped() if self._count else None  # nothing cannot be mapped
-            self._words = np.frombuffer(self._file or b"", "<i8", self._count, HEADER_BYTES if self._file else 0)
-        if self._file is not None and self._file.size() < len(self._file):  # to read on would end the process
+        if not self._maps:
+            # Threads may come here at once: the first map counts for all, and none is taken away, since kernels read
+            # where it lies.
+            file = self._mapped() if self._count else None  # nothing cannot be mapped
+            self._maps.append((file, np.frombuffer(file or b"", "<i8", self._count, HEADER_BYTES if file else 0)))
+        file, words = self._maps[0]
+        if file is not None and file.size() < len(file):  # to read on would end the process
             raise ValueError(f"{self.path} was cut off while it was in use. {_AGAIN}")
-        return self._words
+        return words
 
     def _mapped(self) -> mmap.mmap:
         with self.path.open("rb") as file:

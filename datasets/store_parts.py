@@ -102,6 +102,15 @@ class StorePart:
         """
         return self.store.gathered(self._sound(indices), pin=pin)
 
+    def damaged(self, indices: Tensor) -> dict[int, str]:
+        """What is wrong with which of the recordings `[K]`, by their places there, with file and number.
+
+        Raises:
+            ValueError: nothing can be read of the file, see `EventStore.damaged`.
+        """
+        found = self.store.damaged(self.numbers[indices])
+        return {place: f"{self.store.path}: {line}" for place, line in found.items()}
+
     def number_frames(self, words: Tensor, offsets: Tensor, T: int) -> Tensor:
         """As `frames_by_number`, from what `words` gave, on its device."""
         return count_words(words, offsets, T, self.height, self.width)

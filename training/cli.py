@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spikeloom.conversion.files import is_converted
 from spikeloom.training.checkpoint import check_classes, load_model, require_checkpoint
 from spikeloom.training.energy_count import part_of
 from spikeloom.training.energy_report import report_energy
-from spikeloom.training.firing import rates_table
+from spikeloom.training.firing import count_spikes, rates_table
 from spikeloom.training.interrupt import TrainingInterrupted
 from spikeloom.training.loop import Tally
+from spikeloom.training.losses import decide
 from spikeloom.training.recipe import Recipe, read_recipe
 from spikeloom.training.recipes import get_recipe, list_recipes
 from spikeloom.training.run import Result, fit, measure, pick_device
@@ -55,7 +57,9 @@ class EvalOptions:
     """Accuracy (or loss of reconstruction or language) and firing rates of a trained network."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A run folder, a checkpoint folder, or its model.safetensors."""
+    """A run folder, a checkpoint folder, its model.safetensors, or a folder of `spikeloom convert`."""
+    images: Path | None = None
+    """Of a converted network: its images, a file as for `spikeloom convert`, with a tensor 'labels' [N] in it."""
     part: Literal["test", "train", "validation"] = "test"
     """Which recordings: the test part, the training part, or what was held out of that."""
     root: str | None = None
@@ -113,6 +117,10 @@ def train(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     """`spikeloom eval CHECKPOINT ...`: accuracy and firing rates; returns the exit code."""
     options = tyro.cli(EvalOptions, args=argv, prog="spikeloom eval", config=_TYRO)
+    if is_converted(options.checkpoint):
+        return _evaluate_converted(options, Console(highlight=False))
+    if options.images is not None:
+        raise ValueError(f"{options.checkpoint} is no folder of `spikeloom convert`; --images is for these alone.")
     path = require_checkpoint(Path(options.checkpoint))
     model, description = load_model(path)
     recipe = description.recipe
@@ -136,6 +144,32 @@ def evaluate(argv: list[str]) -> int:
     if recipe.task == "classify":
         speed = f"loss {tally.mean_loss:.4f}, {speed}"
     console.print(f"{options.part} {_measure(recipe)} {_measured(tally, recipe)}, {speed}", soft_wrap=True)
+    return 0
+
+
+@torch.no_grad()
+def _evaluate_converted(options: EvalOptions, console: Console) -> int:
+    """A network that `spikeloom convert` wrote, on images of a file."""
+    from spikeloom.conversion.shown import show
+
+    given = [name for name in ("root", "stride", "bf16") if getattr(options, name) is not None]
+    if given or options.part != "test":
+        flags = ", ".join(f"--{name}" for name in (*given, *(["part"] if options.part != "test" else [])))
+        raise ValueError(f"{options.checkpoint} is a converted network; it is shown what --images holds, not {flags}.")
+    shown, device = show(Path(options.checkpoint), options.images), pick_device(options.device)
+    net, right = shown.net.to(device), 0
+    with count_spikes(net) as firing:
+        for images, labels in shown.batches(options.batch_size or 64, device):
+            logits = net(images)
+            right += 0 if labels is None else int((decide(logits) == labels).sum())
+    names = shown.names()
+    console.print(rates_table({names.get(name, name): layer for name, layer in firing.items()}))
+    steps = f"T = {net.T}" + (f" and {net.latency - net.T} more to look ahead" if net.latency > net.T else "")
+    if shown.labels is None:
+        says = "no accuracy: the file has no tensor 'labels' [N] beside its 'images'"
+    else:
+        says = f"accuracy [bold]{right / len(shown.images):.2%}[/] ({right:,} of {len(shown.images):,})"
+    console.print(f"{says}; {steps}; {escape(shown.says)}", soft_wrap=True)
     return 0
 
 

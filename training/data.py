@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -63,9 +64,14 @@ def load_test(data: Data) -> Part:
     return found.first(data.limit, data) if isinstance(found, Text) else take(found, data.limit)
 
 
-def sample_of(part: Part, data: Data) -> Part:
+def sample_of(part: Part, data: Data, number: int = 0) -> Part:
     """One recording, or a text of hardly more than one window."""
-    return part.first(1, data) if isinstance(part, Text) else part.select(torch.tensor([0]))
+    return part.first(1, data) if isinstance(part, Text) else part.select(torch.tensor([number]))
+
+
+def evaluated(data: Data) -> Data:
+    """The same for an evaluation, which stops at what cannot be read: its figures are of all recordings."""
+    return replace(data, unreadable="stop")
 
 
 def outputs_of(data: Data) -> int:
@@ -229,11 +235,10 @@ class Batches:
                 f"{self.data.name} has {self.recordings} recordings to train on, and Data.drop_last leaves no batch of "
                 f"{self.batch_size}. Lower --batch-size, or pass --data.no-drop-last."
             )
-        order = torch.randperm(self.recordings, generator=generator_for(seed, _ORDER, epoch))
+        members = torch.randperm(self.recordings, generator=generator_for(seed, _ORDER, epoch)).split(self.batch_size)
 
         def drawn(batch: int) -> tuple[Tensor, torch.Generator]:
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            return indices, generator_for(seed, _AUGMENT, epoch, batch)
+            return members[batch], generator_for(seed, _AUGMENT, epoch, batch)
 
         batches = range(start, len(self))
         if isinstance(self.inputs, StreamedImages):
@@ -241,7 +246,12 @@ class Batches:
             yield from self.inputs.batches(parts, self.labels, epoch)
             return
         if isinstance(self.inputs, EventFrames):
-            yield from self.inputs.beside(self._events_shuffled(self.inputs, batches, drawn, epoch))
+            with closing(self.inputs.beside(self._events_shuffled(self.inputs, batches, drawn, epoch))) as coming:
+                for number, made in enumerate(coming):
+                    place, part = divmod(number, len(self.split.own))
+                    if part == 0:  # told when a batch is taken, not when it is made ahead
+                        self.inputs.tell(members[batches[place]])
+                    yield made
             return
         for batch in batches:
             if isinstance(self.inputs, NormalImages):
@@ -250,8 +260,8 @@ class Batches:
                     yield self.inputs.batch(indices, self.labels, epoch, generator, rows)
             else:
                 indices, generator = drawn(batch)
-                made = self.inputs.batch(indices, self._labels(indices), self._classes, generator)
-                yield from self._divided(batch, *made)
+                changed = self.inputs.batch(indices, self._labels(indices), self._classes, generator)
+                yield from self._divided(batch, *changed)
 
     def _events_in_order(self, inputs: EventFrames, parts: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor]]:
         with closing(inputs.reads(parts)) as reads:
@@ -262,10 +272,11 @@ class Batches:
         self, inputs: EventFrames, batches: range, drawn: Callable[[int], tuple[Tensor, torch.Generator]], epoch: int
     ) -> Generator[tuple[Tensor, Tensor]]:
         """drawn: the recordings of a batch, and its generator."""
-        with closing(inputs.reads(drawn(batch)[0] for batch in batches)) as reads:
+        skips = self.data.unreadable == "skip"
+        with closing(inputs.reads((drawn(batch)[0] for batch in batches), skips)) as reads:
             for batch, read in zip(batches, reads, strict=True):
                 indices, generator = drawn(batch)
-                frames, labels = inputs.augmented(read, generator), self._labels(indices)
+                frames, labels = inputs.augmented(read, generator), self._labels(inputs.shown(indices))
                 yield from self._divided(batch, *mix(frames, labels, self._classes, self.augment, epoch, generator))
 
     def _rows(self, batch: int) -> list[Tensor | None]:

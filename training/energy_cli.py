@@ -31,8 +31,9 @@ _TYRO = (tyro.conf.FlagCreatePairsOff,)
 _RANDOM_SAMPLES, _RANDOM_T = 16, 8
 _USAGE = """Energy per inference: exact synaptic operations, and what they cost on several kinds of hardware.
 
-TARGET is a run folder or checkpoint (counts over its test recordings), the name of a registered model (untrained, on
-random frames or on --data), or a JSON file of counts or of a report, which is priced again without a run.
+TARGET is a run folder or checkpoint (counts over its test recordings), a folder of `spikeloom convert` (with --images),
+the name of a registered model (untrained, on random frames or on --data), or a JSON file of counts or of a report,
+which is priced again without a run.
 
 `spikeloom energy models` lists the hardware models; `spikeloom energy diff A.json B.json` compares two runs."""
 
@@ -42,7 +43,11 @@ class EnergyOptions:
     """What `spikeloom energy TARGET` takes."""
 
     target: tyro.conf.Positional[str]
-    """A run folder, a checkpoint, a registered model's name, or a JSON file of counts or of a report."""
+    """A run folder, a checkpoint, a converted network, a registered model's name, or a JSON file of counts or of a
+    report."""
+    images: Path | None = None
+    """Of a converted network: its images, a file as for `spikeloom convert`; with a tensor 'labels' [N] in it the
+    accuracy is given too."""
     data: str | None = None
     """Data set; None: that of the training, or, for a model's name, random frames."""
     root: str | None = None
@@ -52,7 +57,7 @@ class EnergyOptions:
     samples: int | None = None
     """Count so many samples, spread evenly over the part; None: all (16 random ones)."""
     T: int | None = None
-    """Time steps; None: as in training (for a model's name, what it is built for, or 8)."""
+    """Time steps; None: as in training or conversion (for a model's name, what it is built for, or 8)."""
     crop: int | None = None
     """Use so many pixels of height and width, in the middle; None: as in training (for a model's name, all)."""
     shape: tuple[int, ...] | None = None
@@ -162,6 +167,7 @@ def diff(argv: list[str]) -> int:
 
 def report_of(options: EnergyOptions, console: Console) -> Report:
     """The report that the options ask for."""
+    from spikeloom.conversion.files import is_converted
     from spikeloom.energy.report import Report
 
     _load_file(options.models_file)
@@ -169,8 +175,12 @@ def report_of(options: EnergyOptions, console: Console) -> Report:
     _check_early(options, policy, priced)
     path = Path(options.target)
     if path.name.endswith((".json", ".json.gz")) and path.is_file():
-        _refuse_run_options(options)
+        unfit = ("data", "root", "samples", "T", "crop", "shape", "batch_size", "images")
+        _refuse(options, unfit, "holds finished counts, which {} cannot change. Leave it out, or count again.")
         return Report.load(path, policy=policy, models=priced)
+    if is_converted(path) and not is_model(options.target):
+        return _converted_report(options, console, policy=policy, models=priced)
+    _refuse(options, ("images",), "is no folder of `spikeloom convert`; {} is for these alone. Pass --data, --root.")
     found = _checkpoint_work(options) if _is_checkpoint(options.target) else _model_work(options)
     counted = count_over(found, console)
     return make_report(counted, str(found.setting["network"]), policy=policy, models=priced)
@@ -277,6 +287,32 @@ def _model_work(options: EnergyOptions) -> Work:
     return Work(model, frames, samples, device, False, options.strict, setting)
 
 
+def _converted_report(options: EnergyOptions, console: Console, **priced: Any) -> Report:
+    """A network that `spikeloom convert` wrote, on images of a file."""
+    from spikeloom.conversion.shown import show
+
+    unfit = ("data", "root", "crop", "shape")
+    _refuse(options, unfit, "is a converted network; it is shown what --images holds. Leave out {}.")
+    shown = show(Path(options.target), options.images, options.T, options.samples)
+    device, net = pick_device(options.device), shown.net
+    ahead = f", {net.latency - net.T} more to look ahead" if net.latency > net.T else ""
+    setting = {
+        "network": f"{Path(options.target).resolve().name}, converted by {net.config.method}",
+        "model": "converted network",
+        "converted": f"{net.config.method}, T = {net.T}{ahead}; calibrated on {net.report.calibrated} images",
+        "checkpoint": options.target,
+        "data": shown.says,
+        "input": "images",
+        "unit": "images",
+    }
+    batches, count = shown.batches(options.batch_size or 16, device), len(shown.images)
+    work = Work(net.to(device), batches, count, device, False, options.strict, setting, shown.steps)
+    counted = count_over(work, console)
+    if counted.correct is not None:  # the answer is that of the first T steps, whatever the layers see besides
+        counted.correct[net.T :] = [counted.correct[net.T - 1]] * (shown.steps - net.T)
+    return make_report(counted, setting["network"], **priced).renamed(shown.names())
+
+
 def _for_model(name: str) -> tuple[Loss, Optim]:
     """What a recipe with that model has to have, though nothing is trained."""
     readout = getattr(default_config(name), "readout", None)
@@ -314,18 +350,11 @@ def _is_checkpoint(target: str) -> bool:
     return Path(target).exists() and not is_model(target)
 
 
-def _refuse_run_options(options: EnergyOptions) -> None:
-    """Stored counts cannot be counted otherwise."""
-    given = [
-        name
-        for name in ("data", "root", "samples", "T", "crop", "shape", "batch_size")
-        if getattr(options, name) is not None
-    ]
+def _refuse(options: EnergyOptions, names: tuple[str, ...], says: str) -> None:
+    """Raise for flags that do not belong to a target; `says` has a place for them."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(
-            f"{options.target} holds finished counts, which {flags} cannot change. Leave it out, or count again."
-        )
+        raise ValueError(f"{options.target} {says.format(', '.join(given))}")
 
 
 def _check_early(options: EnergyOptions, policy: Policy, priced: list[EnergyModel] | None) -> None:
@@ -333,9 +362,15 @@ def _check_early(options: EnergyOptions, policy: Policy, priced: list[EnergyMode
     from spikeloom.energy.html import require_jinja2
     from spikeloom.energy.models import get_model
     from spikeloom.energy.pricing import DEFAULT_MODEL, check_policy
+    from spikeloom.energy.store import check_writable
 
     if options.html is not None:
         require_jinja2()
+    targets = [target for target in (options.html, options.json, options.csv) if target is not None]
+    for target in targets:
+        check_writable(target)
+    if len({Path(target).absolute() for target in targets}) < len(targets):
+        raise ValueError("--html, --json and --csv name the same file twice; expected one each.")
     check_policy(priced[0] if priced else get_model(DEFAULT_MODEL), policy)
 
 

@@ -19,10 +19,11 @@ from spikeloom.datasets import (
 )
 from spikeloom.datasets.frame_augment import one_operation_each
 from spikeloom.training.aside import Aside, Batch
+from spikeloom.training.faults import tell_skipped
 from spikeloom.training.frame_store import StoredFrames, bin_events, narrow
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
-from spikeloom.training.stored_events import StoredEvents, Words
+from spikeloom.training.stored_events import RECORDINGS, StoredEvents, Words
 
 MAX_CACHE_BYTES = 2 * 2**30
 """Frames of a part that take no more are binned once and kept."""
@@ -46,6 +47,7 @@ class EventFrames:
         self, recordings: PackedEvents | StorePart | StoredFrames, data: Data, device: torch.device, augment: Augment
     ) -> None:
         self.data, self.augment = data, augment
+        self.skipped = 0
         self._on_events = bool(augment.rotate_degrees or augment.drop or augment.jitter_us)
         self._events: PackedEvents | StoredEvents | None = None
         if isinstance(recordings, StoredFrames):
@@ -70,12 +72,32 @@ class EventFrames:
             raise ValueError(f"Data.crop is {data.crop}, but the frames of {data.name} have {height} x {width} pixels.")
         self._aside = Aside(device)
 
-    def reads(self, batches: Iterable[Tensor]) -> Generator[Tensor | Words]:
-        """What `plain` and `augmented` take, for the recordings `[B]` of each batch: read ahead from an event store."""
-        if isinstance(self._events, StoredEvents) and self._frames is None:
-            yield from self._events.reads(batches)
-        else:
+    def reads(self, batches: Iterable[Tensor], skips: bool = False) -> Generator[Tensor | Words]:
+        """What `plain` and `augmented` take, for the recordings `[B]` of each batch: read ahead from an event store.
+
+        skips: those that `shown` gives, where some are damaged.
+
+        Raises:
+            DataFaultError: recordings of a batch are damaged, and are not to be skipped, or all of them.
+        """
+        if not isinstance(self._events, StoredEvents):
             yield from batches
+        elif self._frames is None:
+            yield from self._events.reads(batches, skips)
+        else:
+            for indices in batches:
+                yield self._events.readable(indices, skips)
+
+    def shown(self, indices: Tensor) -> Tensor:
+        """The recordings that are shown for `[B]` of a batch that was read."""
+        return self._events.shown(indices) if isinstance(self._events, StoredEvents) else indices
+
+    def tell(self, indices: Tensor) -> None:
+        """Count and warn of those of a batch of recordings `[B]` that are not shown."""
+        lost = self._events.known(indices) if isinstance(self._events, StoredEvents) else {}
+        if lost:
+            self.skipped += len(lost)
+            tell_skipped([*lost.values()], len(indices), self.skipped, RECORDINGS)
 
     def beside(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Batches of what `plain` and `augmented` give; on a GPU made beside the step before, see `Aside.made`."""
@@ -135,8 +157,18 @@ class EventFrames:
     def _bin_all(self, count: int, cells: int) -> Tensor:
         """All frames, so many cells each, in the smallest dtype that holds them; binned in parts, as it needs int64."""
         at_once = max(1, min(256, _CELLS // cells))
-        parts = [narrow(self._binned(part)) for part in torch.arange(count).split(at_once)]
+        parts = [self._bin_part(part) for part in torch.arange(count).split(at_once)]
         return torch.cat(parts, dim=1)  # in the widest dtype of a part
+
+    def _bin_part(self, part: Tensor) -> Tensor:
+        """Frames to keep; of damaged recordings something that `shown` never gives."""
+        if isinstance(self._events, StoredEvents):
+            skips = self.data.unreadable == "skip"
+            if skips and len(self._events.learn(part)) == len(part):
+                size = (self.data.T, len(part), 2, self._events.part.height, self._events.part.width)
+                return torch.zeros(size, dtype=torch.uint8, device=self._events.device)
+            part = self._events.readable(part, skips)
+        return narrow(self._binned(part))
 
     def _pooled(self, frames: Tensor) -> Tensor:
         """Counts `[T, B, 2, H, W]` summed over squares of `pool` pixels; 0 and 1: any of them."""

@@ -6,12 +6,15 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 _Item = TypeVar("_Item")
 _SHOWN = 3  # files in a message
@@ -26,7 +29,7 @@ class WorkerDiedError(DataFaultError):
 
 
 class UnreadableWarning(UserWarning):
-    """Files of a batch could not be read, and others were shown in their place."""
+    """Files or recordings could not be read: others are shown in their place, or they are left out."""
 
 
 class CheckpointWriteError(OSError):
@@ -55,27 +58,48 @@ def guarded(items: Iterator[_Item], workers: int) -> Iterator[_Item]:
         yield item
 
 
-def refuse(unreadable: list[str], count: int) -> None:
-    """Say what cannot be read of `count` files.
+_IMAGES = "images of a batch"
+_GET_AGAIN = (
+    "Get these files again; a run goes on with --resume. For a new run they may also be taken away, or left out with "
+    "--data.unreadable skip."
+)
+
+
+def refuse(unreadable: list[str], count: int, what: str = _IMAGES, then: str = _GET_AGAIN) -> None:
+    """Say what cannot be read of `count`, of what, and what to do then.
 
     Raises:
         DataFaultError: always.
     """
-    raise DataFaultError(
-        f"{len(unreadable)} of the {count} images of a batch cannot be read: {_listed(unreadable)}. Get these files "
-        "again; a run goes on with --resume. For a new run they may also be taken away, or left out with "
-        "--data.unreadable skip."
-    )
+    raise DataFaultError(f"{len(unreadable)} of the {count} {what} cannot be read: {_listed(unreadable)}. {then}")
 
 
-def tell_skipped(unreadable: list[str], count: int, total: int) -> None:
-    """Warn of files that were left out, with their number in all."""
+def tell_skipped(unreadable: list[str], count: int, total: int, what: str = _IMAGES) -> None:
+    """Warn of what is not shown in a batch of `count`, with its number in all."""
     warnings.warn(
-        f"{len(unreadable)} of {count} images of a batch cannot be read and are left out, the next readable one in the "
+        f"{len(unreadable)} of {count} {what} cannot be read and are left out, the next readable one in the "
         f"place of each ({total} in all so far): {_listed(unreadable)}",
         UnreadableWarning,
         stacklevel=2,
     )
+
+
+def tell_left_out(unreadable: list[str], count: int, total: int) -> None:
+    """Warn of files with `count` of `total` recordings that a training goes without."""
+    warnings.warn(
+        f"{count} of {total} recordings to train on cannot be read and are left out of the data set: "
+        f"{_listed(unreadable)}",
+        UnreadableWarning,
+        stacklevel=2,
+    )
+
+
+def stand_ins(lost: Collection[int], count: int) -> Tensor:
+    """For each place of a batch, `[count]`, the place of what is shown there: itself, or in place of what is lost the
+    next that is not; behind the last such, that one. Something must be left."""
+    readable = [place for place in range(count) if place not in lost]
+    after = [min(bisect_left(readable, place), len(readable) - 1) for place in range(count)]
+    return torch.tensor([readable[number] for number in after])
 
 
 def _listed(unreadable: list[str]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.datasets import Events, PackedEvents, frames_by_count, frames_by_time
+from spikeloom.training.left_out import readable
 from spikeloom.training.recipe import Data
 
 
@@ -59,21 +60,23 @@ class Readable(Protocol):
         """Those of `indices`, with labels."""
 
 
-def store_frames(recordings: Readable, groups: Sequence[Sequence[int]], data: Data, rule: str = "") -> StoredFrames:
+def store_frames(
+    recordings: Readable, groups: Sequence[Sequence[int]], data: Data, rule: str = "", part: str = "test"
+) -> StoredFrames:
     """Bin recordings group by group; a group is read at once and held as events no longer than that.
 
-    rule: which recordings belong to a part, for the message where none does.
+    rule: which recordings belong to a part, for the message where none does. part: see `readable`.
 
     Raises:
         ValueError: there is no recording; or the sensor's size changes between recordings.
+        DataFaultError: as `readable`.
     """
     count, start = sum(len(group) for group in groups), 0
     if count == 0:
         raise ValueError(f"{data.name} has no recordings in this part; expected at least one{rule and f' ({rule})'}.")
     store = torch.empty(0, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
-    for group in groups:
-        packed = recordings.pack(group)
+    for group, packed in readable(recordings.pack, groups, data, part):
         frames = narrow(bin_events(packed, data)).transpose(0, 1)  # [b, T, 2, H, W]
         if start == 0:
             store = torch.empty((count, *frames.shape[1:]), dtype=torch.uint8)
@@ -86,4 +89,4 @@ def store_frames(recordings: Readable, groups: Sequence[Sequence[int]], data: Da
         store[start : start + len(group)] = frames
         labels[start : start + len(group)] = cast(Tensor, packed.labels)
         start += len(group)
-    return StoredFrames(store, labels)
+    return StoredFrames(store[:start], labels[:start])

@@ -74,9 +74,10 @@ class Data:
     """imagenet, image_folder: processes that decode images, at most one per core; 0: the main one does. No number
     depends on them."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """imagenet, image_folder: what to do with a file that cannot be read: end the training, which goes on with --resume
-    when the file was replaced, or show the next readable image of the batch in its place, with a warning and a count.
-    An evaluation always stops."""
+    """What to do with an image or an event recording that cannot be read: end the training, which goes on with --resume
+    when the file was replaced, or do without it, with a warning and a count. imagenet, image_folder, event_store: the
+    next readable one of the batch is shown in its place; nmnist, cifar10_dvs, dvs_gesture, paf and efaction are read
+    before the training, without it. An evaluation always stops."""
     skip_per_class: int = 0
     """saccade_mnist: leave the first so many images of each digit out of the training part."""
     swap_polarity: bool = False

@@ -35,7 +35,7 @@ from spikeloom.training.checkpoint import (
     write_atomic,
 )
 from spikeloom.training.choice import Peak, better, peak
-from spikeloom.training.data import batches_of, load_test, load_train, outputs_of, sample_of
+from spikeloom.training.data import batches_of, evaluated, load_test, load_train, outputs_of, sample_of
 from spikeloom.training.devices import pick_device as pick_device
 from spikeloom.training.faults import DataFaultError
 from spikeloom.training.firing import Firing, count_spikes, sum_firing
@@ -150,7 +150,7 @@ def measure(
 ) -> tuple[Tally, dict[str, Firing]]:
     """Loss, accuracy and firing rates of a model on the device, on the test part (or on `packed`)."""
     part = load_test(recipe.data) if packed is None else packed
-    batches = batches_of(part, recipe.data, evaluation_size(recipe, split_of(recipe, team)), device)
+    batches = batches_of(part, evaluated(recipe.data), evaluation_size(recipe, split_of(recipe, team)), device)
     with count_spikes(model) as firing:
         tally = evaluate(model, batches, recipe, device, team)
     return tally, sum_firing(firing, team)
@@ -201,6 +201,7 @@ def _try_out(stage: Stage) -> None:
 
     Raises:
         ValueError: sizes that do not fit, or no whole batch where the last one is dropped.
+        DataFaultError: the first recording cannot be read, or, where such are skipped, none can.
     """
     cpu, data = torch.device("cpu"), stage.recipe.data
     if data.drop_last and len(stage.train) < stage.recipe.batch_size:
@@ -208,8 +209,15 @@ def _try_out(stage: Stage) -> None:
             f"Data.drop_last leaves no batch of {stage.recipe.batch_size} of the {len(stage.train)} recordings to "
             "train on. Lower --batch-size, or pass --data.no-drop-last."
         )
-    one = batches_of(sample_of(stage.train, data), data, 1, cpu, stage.recipe.augment)
-    evaluate(stage.model, one, stage.recipe, cpu)
+    last = len(stage.train) - 1 if data.unreadable == "skip" else 0
+    for number in range(last + 1):
+        try:
+            one = batches_of(sample_of(stage.train, data, number), evaluated(data), 1, cpu, stage.recipe.augment)
+            evaluate(stage.model, one, stage.recipe, cpu)
+            return
+        except DataFaultError:
+            if number == last:
+                raise
 
 
 def _write_settings(stages: list[Stage]) -> None:
@@ -253,9 +261,9 @@ def _train(
         console,
         log,
         batches_of(stage.train, recipe.data, recipe.batch_size, device, recipe.augment, split),
-        None if stage.validation is None else batches_of(stage.validation, recipe.data, held, device),
+        None if stage.validation is None else batches_of(stage.validation, evaluated(recipe.data), held, device),
         classes_of(stage.train),
-        batches_of(test, recipe.data, held, device) if recipe.watch_test and test is not None else None,
+        batches_of(test, evaluated(recipe.data), held, device) if recipe.watch_test and test is not None else None,
         team,
     )
     doing = "pre-training" if folder != root else "training"
@@ -296,7 +304,8 @@ def _first_stage(recipe: Recipe) -> Recipe | None:
     of_events = not (source(first.data).of_images or source(recipe.data).of_images)
     frames = ("encoding", "split", "duration_us", "crop", "pool") if of_events else ()
     limit = first.data.limit if recipe.data.limit is None else recipe.data.limit
-    data = replace(first.data, T=T, root=root, limit=limit, **{name: getattr(recipe.data, name) for name in frames})
+    same = {name: getattr(recipe.data, name) for name in ("unreadable", *frames)}
+    data = replace(first.data, T=T, root=root, limit=limit, **same)
     graph = "off" if recipe.cuda_graph == "off" else first.cuda_graph
     return replace(
         first, model=recipe.model, model_args=recipe.model_args, data=data, seed=recipe.seed, cuda_graph=graph

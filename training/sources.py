@@ -30,6 +30,7 @@ from spikeloom.datasets.sequences import Sequences
 from spikeloom.datasets.store_parts import StorePart, open_parts
 from spikeloom.models.config import nearest
 from spikeloom.training.frame_store import StoredFrames, store_frames
+from spikeloom.training.left_out import pack_readable
 from spikeloom.training.recipe import Augment, Data
 from spikeloom.training.sequence_batches import check_sequences
 from spikeloom.training.stored_events import STORES, load_store
@@ -216,30 +217,30 @@ def _load_nmnist(data: Data, part: str) -> PackedEvents:
         "Train/<digit>/<id>.bin and Test/<digit>/<id>.bin. Get Train.zip and Test.zip of N-MNIST from "
         "https://www.garrickorchard.com/datasets/n-mnist and unpack both into it.",
     )
-    return NMNIST(root, _name(part)).pack()
+    return pack_readable(NMNIST(root, _name(part)), data, part)
 
 
 def _load_cifar10_dvs(data: Data, part: str) -> StoredFrames:
     found = CIFAR10DVS(_root(data, "the ten class folders with their .aedat files."), _name(part))
-    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, SPLIT_RULE)
+    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, SPLIT_RULE, part)
 
 
 def _load_actions(kind: type[NumberedActions], data: Data, part: str) -> StoredFrames:
     root = _root(data, f"class folders 1 to {kind.classes} with the {kind.suffix} files of {kind.name}.")
     found = kind(root, _name(part))
-    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, ACTION_RULE)
+    return store_frames(found, spread(len(found), data.limit).unsqueeze(1).tolist(), data, ACTION_RULE, part)
 
 
 def _load_gesture(data: Data, part: str) -> StoredFrames:
     root = Path(_root(data, "DvsGesture/ as in DvsGesture.tar.gz, or events_np/ as SpikingJelly writes it."))
     if (root / "events_np").is_dir():
         clips = EventClips(root / "events_np" / part)
-        return store_frames(clips, spread(len(clips), data.limit).unsqueeze(1).tolist(), data)
+        return store_frames(clips, spread(len(clips), data.limit).unsqueeze(1).tolist(), data, part=part)
     gestures = DVSGesture(root, _name(part))
     chosen = spread(len(gestures), data.limit).tolist()
     by_file = groupby(chosen, key=lambda index: gestures.gestures[index].file)
     rule = f"every row of the tables of the recordings in trials_to_{part}.txt is one"
-    return store_frames(gestures, [list(group) for _, group in by_file], data, rule)
+    return store_frames(gestures, [list(group) for _, group in by_file], data, rule, part)
 
 
 def _load_grey(read: Callable[..., Images], page: str, data: Data, part: str) -> Images:

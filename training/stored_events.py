@@ -3,6 +3,8 @@
 On a CPU the words are counted where they lie. For a GPU threads gather those of the next batches while a step is
 computed, into pinned memory; they are sent as they are, a third of the bytes of events, in one copy, and become frames
 there.
+
+A recording that is damaged stops a batch; or, where such are skipped, another one of the batch is shown in its place.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from spikeloom.datasets.packed import PackedEvents
 from spikeloom.datasets.store_format import split_words
 from spikeloom.datasets.store_parts import StorePart, open_parts
-from spikeloom.training.faults import DataFaultError
+from spikeloom.training.faults import DataFaultError, refuse, stand_ins
 from spikeloom.training.frame_store import bin_events
 from spikeloom.training.recipe import Data
 from spikeloom.training.threads import ahead
@@ -29,6 +31,13 @@ STORES = (
     "FILE, one .events file that was packed with --test."
 )
 """What a root of event stores holds."""
+RECORDINGS = "recordings that are read together"
+"""What messages speak of."""
+_THEN = (
+    "Pack the file again (`spikeloom data pack`). A run goes on with --resume, with a whole file in its place, or with "
+    "--data.unreadable skip, which trains on the next readable recording of the batch instead; an evaluation always "
+    "stops."
+)
 _READERS = 4  # threads, and batches read ahead: a disk, or checksums, may take longer for a batch than a step takes
 
 
@@ -65,10 +74,48 @@ class StoredEvents:
 
     def __init__(self, part: StorePart, data: Data, device: torch.device) -> None:
         self.part, self.data, self.device = part, data, device
+        self._lost: dict[int, str] = {}  # recordings that were read and are damaged; threads only add to it
 
-    def reads(self, batches: Iterable[Tensor]) -> Iterator[Tensor | Words]:
-        """What `frames` and `events` take, for the recordings `[B]` of each batch: for a GPU, read batches ahead."""
-        return iter(batches) if self.device.type == "cpu" else ahead(self._words, batches, _READERS)
+    def reads(self, batches: Iterable[Tensor], skips: bool = False) -> Iterator[Tensor | Words]:
+        """What `frames` and `events` take, for the recordings `[B]` of each batch: for a GPU, read batches ahead.
+
+        skips: other recordings in the places of damaged ones, as in `readable`, whose errors these are.
+        """
+        if self.device.type == "cpu":
+            return (self.readable(indices, skips) for indices in batches)
+        return ahead(lambda indices: self._words(indices, skips), batches, _READERS)
+
+    def readable(self, indices: Tensor, skips: bool) -> Tensor:
+        """The recordings `[B]`; skips: with the next readable one of these in the place of one that is damaged.
+
+        Raises:
+            DataFaultError: one is damaged and not to be skipped, or all are; nothing can be read of the file.
+        """
+        lost = self.learn(indices)
+        if lost and (not skips or len(lost) == len(indices)):
+            refuse([*lost.values()], len(indices), RECORDINGS, _THEN)
+        return self.shown(indices)
+
+    def learn(self, indices: Tensor) -> dict[int, str]:
+        """`known`, when recordings `[B]` have been compared with their checksums, of which each is read once.
+
+        Raises:
+            DataFaultError: nothing can be read of the file.
+        """
+        new = [index for index in indices.tolist() if index not in self._lost]
+        wrong = _read(lambda: self.part.damaged(torch.tensor(new, dtype=torch.int64)))
+        self._lost |= {new[place]: says for place, says in wrong.items()}
+        return self.known(indices)
+
+    def known(self, indices: Tensor) -> dict[int, str]:
+        """Which of recordings `[B]` that were read are damaged, by their places there, and how."""
+        lost = self._lost
+        return {place: lost[index] for place, index in enumerate(indices.tolist()) if index in lost} if lost else {}
+
+    def shown(self, indices: Tensor) -> Tensor:
+        """Recordings `[B]` that were read, another one in the place of each that is damaged."""
+        lost = self.known(indices)
+        return indices[stand_ins(lost, len(indices))] if lost else indices
 
     def frames(self, given: Tensor | Words) -> Tensor:
         """Counts (or 0 and 1) `[T, B, 2, H, W]` of recordings, as `bin_events` of them.
@@ -104,8 +151,8 @@ class StoredEvents:
         values, count = self._words(given) if isinstance(given, Tensor) else given
         return split_words(values.to(self.device, non_blocking=True), count)
 
-    def _words(self, indices: Tensor) -> Words:
-        pin = self.device.type == "cuda"
+    def _words(self, indices: Tensor, skips: bool = False) -> Words:
+        indices, pin = self.readable(indices, skips), self.device.type == "cuda"
         with torch.cuda.device(self.device) if pin else nullcontext():  # a thread begins on the first GPU
             return Words(_read(lambda: self.part.gathered(indices, pin=pin)), len(indices))
 
@@ -113,5 +160,5 @@ class StoredEvents:
 def _read(read: Callable[[], _Made]) -> _Made:
     try:
         return read()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DataFaultError(f"{error} A run goes on with --resume, with a whole file in its place.") from error

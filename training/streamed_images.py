@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from spikeloom.datasets.image_augment import draw_boxes, erase_boxes
 from spikeloom.datasets.image_files import ImageFiles, UnreadableImageError
 from spikeloom.datasets.rand_augment import RandAugment
-from spikeloom.training.faults import guarded, refuse, tell_skipped
+from spikeloom.training.faults import guarded, refuse, stand_ins, tell_skipped
 from spikeloom.training.mixing import Mixing, draw_mixing, mix_by
 from spikeloom.training.one_copy import sent
 from spikeloom.training.recipe import Augment, Data
@@ -249,9 +248,7 @@ class StreamedImages:
         """Which image of a part of `count` to show at each place, where some cannot be read."""
         self.skipped += len(lost)
         tell_skipped([*lost.values()], count, self.skipped)
-        readable = [place for place in range(count) if place not in lost]
-        after = [min(bisect_left(readable, place), len(readable) - 1) for place in range(count)]
-        return torch.tensor([readable[number] for number in after])
+        return stand_ins(lost, count)
 
     def _normal(self, pixels: Tensor) -> Tensor:
         images = pixels.to(torch.float32, memory_format=torch.channels_last)

@@ -195,7 +195,9 @@ def test_a_training_that_stops_leaves_no_thread(
     assert isinstance(inputs, EventFrames)
     assert isinstance(inputs._events, StoredEvents)
     inputs._aside = Aside(torch.device("cuda"))
-    monkeypatch.setattr(inputs._events, "reads", lambda parts: ahead(lambda part: part, parts, 2))  # as for a GPU
+    monkeypatch.setattr(
+        inputs._events, "reads", lambda parts, skips: ahead(lambda part: part, parts, 2)
+    )  # as for a GPU
     steps = train_epoch(start(tiny, network.build(tiny, 10), CPU), batches)
     next(steps)
     assert {name.split("_")[0] for name in _threads()} == {"make", "read"}
@@ -212,7 +214,7 @@ def threaded(recordings: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest
     gpu.made.append("batch")
     monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
     monkeypatch.setattr(event_batches, "Aside", lambda device: Aside(torch.device("cuda")))
-    monkeypatch.setattr(StoredEvents, "reads", lambda self, parts: ahead(self._words, parts, 2))
+    monkeypatch.setattr(StoredEvents, "reads", lambda self, parts, skips: ahead(self._words, parts, 2))
     yield replace(tiny, data=replace(tiny.data, name="event_store", root=str(tmp_path)), epochs=2)
     assert "main waits for aside's batch" in gpu.said
 
