@@ -25,7 +25,15 @@ from torch.utils.data import Dataset
 from spikeloom.datasets.events import Events
 from spikeloom.datasets.frames import frames_by_count, frames_by_time, number_edges, time_edges
 from spikeloom.datasets.packed import PackedEvents
-from spikeloom.datasets.store_format import EVENT_BYTES, HEADER_BYTES, from_words, read_header, read_tables, split_words
+from spikeloom.datasets.store_format import (
+    EVENT_BYTES,
+    HEADER_BYTES,
+    MAX_SPAN_US,
+    from_words,
+    read_header,
+    read_tables,
+    split_words,
+)
 from spikeloom.kernels.backends import choose
 from spikeloom.kernels.events import cpu
 
@@ -51,7 +59,8 @@ class EventStore(Dataset[tuple[Events, int]]):
         if not self.path.is_file():
             begun = self.path.with_name(self.path.name + ".part").is_file()
             raise FileNotFoundError(
-                f"There is no file {self.path}{'; its packing was begun but not finished' if begun else ''}. {_AGAIN}"
+                f"There is no file {self.path}{'; its packing was begun but not finished' if begun else ''}. "
+                f"{_AGAIN if begun else 'Pack one: `spikeloom data pack`.'}"
             )
         with self.path.open("rb") as file:
             try:
@@ -93,6 +102,16 @@ class EventStore(Dataset[tuple[Events, int]]):
         chosen = self._chosen(indices)
         counts, checksums = np.diff(self._tables.offsets)[chosen], self._tables.checksums[chosen].astype(np.int64)
         return torch.from_numpy((counts << 32 | checksums)[counts > 0])
+
+    def later_than(self, indices: Sequence[int] | Tensor, end_us: int) -> Tensor:
+        """How many events of the recordings `[K]` come behind a time of their own clocks, `[K]` int64."""
+        words, offsets = self._map(), self._tables.offsets
+        found = []
+        for number in self._chosen(indices):
+            begin, end = int(offsets[number]), int(offsets[number + 1])
+            time = max(0, end_us + 1 - int(self._tables.starts[number]))  # the first that is too late
+            found.append(0 if time > MAX_SPAN_US else end - begin - int(np.searchsorted(words[begin:end], time << 31)))
+        return torch.tensor(found, dtype=torch.int64)
 
     def words(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to send to a GPU: words `[N]` int64 of the recordings `[K]`, their offsets `[K + 1]` and starts `[K]`.

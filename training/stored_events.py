@@ -9,6 +9,7 @@ A recording that is damaged stops a batch; or, where such are skipped, another o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
@@ -38,6 +39,7 @@ _THEN = (
     "--data.unreadable skip, which trains on the next readable recording of the batch instead; an evaluation always "
     "stops."
 )
+_LOOKED_AT, _CUT = 64, 0.1  # recordings; the share of their events that may be cut off without a word
 _READERS = 4  # threads, and batches read ahead: a disk, or checksums, may take longer for a batch than a step takes
 
 
@@ -59,7 +61,23 @@ def load_store(root: str, data: Data, part: str) -> StorePart:
             f"{int(starts[first]):,} us: all their frames would be empty. Pack recordings whose times count from their "
             "start, or pass a longer --data.duration-us, or --data.split number."
         )
+    if data.split == "time" and part == "train":
+        _tell_cut(found, data.duration_us)
     return found
+
+
+def _tell_cut(part: StorePart, end_us: int) -> None:
+    """Warn where the frames lack a good part of the events, which end_us cuts off."""
+    some = part.numbers[torch.linspace(0, len(part) - 1, min(len(part), _LOOKED_AT)).long()]
+    late, events = int(part.store.later_than(some, end_us).sum()), int(part.store.event_counts[some].sum())
+    if late > _CUT * events:
+        warnings.warn(
+            f"{late / events:.0%} of the events of {part.store.path} ({len(some)} recordings looked at) come behind "
+            f"data.duration_us={end_us:,} us and are in no frame. Pass a longer --data.duration-us, or --data.split "
+            "number.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class Words(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spikeloom.cli import main
-from spikeloom.datasets import NMNIST, Events, StorePart, pack_store
+from spikeloom.datasets import NMNIST, Events, EventStore, StorePart, pack_store
 from spikeloom.training import Augment, Data, Recipe, event_batches, fit
 from spikeloom.training.data import Batches, load_test, load_train, outputs_of
 from spikeloom.training.faults import DataFaultError
@@ -190,6 +190,21 @@ def test_times_behind_the_frames_are_refused(tmp_path: Path) -> None:
         load_train(data)
     assert len(load_train(replace(data, split="number"))[0]) == 2
     assert len(load_train(replace(data, duration_us=500_000))[0]) == 2
+
+
+def test_a_warning_tells_of_events_that_are_in_no_frame(tmp_path: Path) -> None:
+    t, zero = torch.arange(10) * 100, torch.zeros(10, dtype=torch.int64)
+    made = [(Events.from_arrays(t + start, zero + x, zero, zero, 8, 8), 0) for x, start in enumerate((0, 500, 0))]
+    pack_store(tmp_path / "a.events", made, 8, 8, parts=[0, 0, 2])
+    store = EventStore(tmp_path / "a.events")
+    for end in (0, 499, 500, 899, 900, 1_400, 2**40):
+        expected = [int((events.t > end).sum()) for events, _ in made]
+        assert store.later_than([0, 1, 2], end).tolist() == expected
+    data = Data("event_store", root=str(tmp_path / "a.events"), duration_us=900)
+    with pytest.warns(UserWarning, match=r"^25% of the events of .*a\.events \(2 recordings looked at\) come behind"):
+        load_train(data)
+    load_train(replace(data, duration_us=1_300))  # 5 %
+    load_train(replace(data, split="number"))
 
 
 def test_damage_ends_the_training_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
