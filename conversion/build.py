@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,7 @@ class _Builder:
         self.fixed: set[str] = set()  # nodes that do not depend on the input
         self.problems: list[str] = []
         self.folded: dict[str, str] = {}
+        self.labels: Counter[str] = Counter()  # calls so far, by module or line
 
     def used(self) -> list[Node]:
         """The operations that the logits are made from."""
@@ -287,12 +289,21 @@ class _Builder:
         return Node(node.name, kind, "", args, kwargs, trace.where(node))
 
     def _put(self, made: Node, node: fx.Node, module: nn.Module | None = None) -> None:
+        made = replace(made, label=self._label(made, node))
         self.nodes.append(made)
         self.names[node.name] = Ref(made.name)
         if made.kind == LAYER and made.reads() and self.fixed.issuperset(made.reads()):
             self.fixed.add(made.name)
         if module is not None:
             self.modules[made.name] = _without_hooks(module).requires_grad_(False).eval()
+
+    def _label(self, made: Node, node: fx.Node) -> str:
+        """What a report calls an operation."""
+        if made.kind not in (LAYER, SITE):
+            return ""
+        label = trace.label_of(node)
+        self.labels[label] += 1
+        return label if self.labels[label] == 1 else f"{label}#{self.labels[label]}"
 
     def _value(self, value: Any) -> Any:
         """A node's argument with our references in it."""

@@ -86,7 +86,7 @@ class Calibration:
     def _checked(self, graph: Graph) -> list[Node]:
         free = [n for n in graph.sites() if self.choices.rule == "known" and ceiling(graph.modules[n.name]) is None]
         if free:
-            listed = ", ".join(f"{n.name} ({n.where})" for n in free[:4])
+            listed = ", ".join(f"{n.known_as} ({n.where})" for n in free[:4])
             raise NotConvertibleError(
                 f"method {self.choices.method!r} takes thresholds from the activations, and {len(free)} of "
                 f"{len(graph.sites())} have none: {listed}. Train the network with QCFS in their place "
@@ -114,7 +114,7 @@ class Calibration:
         result = self.graph.apply(node, args, kwargs)
         if isinstance(result, Tensor) and result.is_floating_point() and not bool(result.isfinite().all()):
             raise ValueError(
-                f"the ANN gives NaN or infinity on calibration images: {node.name} ({node.where}) is the first "
+                f"the ANN gives NaN or infinity on calibration images: {node.known_as} ({node.where}) is the first "
                 f"operation that does, in batch {self.batches + 1}. Neurons would make silence of it. Look at its "
                 "parameters and at the range of the images."
             )
@@ -184,8 +184,8 @@ class Calibration:
         if left_out >= 1:
             return ""
         return (
-            f"{self.choices.percentile:g} % of {fewest} values, as at {name}, leaves out {left_out:.2g} of them: there "
-            "the percentile is about the maximum. "
+            f"{self.choices.percentile:g} % of {fewest} values, as at {self.graph.node(name).known_as}, leaves out "
+            f"{left_out:.2g} of them: there the percentile is about the maximum. "
         )
 
     def _check_range(self) -> None:
@@ -199,10 +199,10 @@ class Calibration:
         far, ratio = statistics.median(away), statistics.median(wide)
         if far > _FAR or not 1 / _WIDE < ratio < _WIDE:
             warnings.warn(
-                f"the calibration data is not in the range that the model was trained on: behind {self.normed.name} "
-                f"the batch normalisation expects a deviation of 1 around 0, and gets {ratio:.3g}, {far:.3g} away "
-                "(medians over the channels). Prepare the images as for training (0 to 1 or 0 to 255, mean, "
-                "deviation).",
+                "the calibration data is not in the range that the model was trained on: behind "
+                f"{self.normed.known_as} the batch normalisation expects a deviation of 1 around 0, and gets "
+                f"{ratio:.3g}, {far:.3g} away (medians over the channels). Prepare the images as for training (0 to 1 "
+                "or 0 to 255, mean, deviation).",
                 UserWarning,
                 stacklevel=4,
             )

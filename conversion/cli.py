@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import pickle
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikeloom.conversion.files import check_folder, save_converted
 from spikeloom.conversion.from_ann import convert as convert_network
+from spikeloom.conversion.image_file import read_images, read_tensors
 
 _TYRO = (tyro.conf.FlagCreatePairsOff,)
 
@@ -85,7 +85,10 @@ def convert(argv: list[str]) -> int:
     made = f"{len(net.report.layers)} activation{'' if len(net.report.layers) == 1 else 's'}"
     console.print(f"{made} converted by {options.method}; latency {net.latency} steps")
     if options.out is not None:
-        console.print(f"written to {save_converted(net, options.out)}", markup=False, soft_wrap=True)
+        folder = save_converted(net, options.out)
+        console.print(f"written to {folder}", markup=False, soft_wrap=True)
+        line = f"spikeloom energy {shlex.quote(str(folder))} --images FILE"
+        console.print(f"what it costs: {line}, with images that it was not calibrated on", markup=False, soft_wrap=True)
     return 0
 
 
@@ -168,7 +171,7 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing, damaged, or holds other things.
     """
-    held = _read(path)
+    held = read_tensors(path)
     for key in ("state_dict", "model"):
         held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
@@ -196,39 +199,3 @@ def _try(ann: nn.Module, images: Tensor) -> None:
         ann(images[:1].to(like.dtype))
     except RuntimeError as error:
         raise ValueError(f"the network does not take images {list(images.shape)}: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    """What a .safetensors or torch file holds."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types: zip, pickle, safetensors
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise ValueError(
-                f"{path} holds more than tensors, such as a whole network, and unpickling that would run code of the "
-                "file. Where you trust it, load it in Python and save torch.save(net.state_dict(), PATH)."
-            ) from error
-        raise ValueError(
-            f"{path} cannot be read as {'safetensors' if path.suffix == '.safetensors' else 'a file of torch.save'} "
-            f"with tensors alone ({type(error).__name__}: {error})."
-        ) from error
-
-
-def read_images(path: Path) -> Tensor:
-    """Calibration images `[N, ...]`.
-
-    Raises:
-        ValueError: the file holds no such tensor.
-    """
-    held = _read(path)
-    if isinstance(held, dict):
-        held = held.get("images", next(iter(held.values())) if len(held) == 1 else None)
-    if not isinstance(held, Tensor) or held.ndim < 2:
-        raise ValueError(
-            f"{path} holds no tensor [N, ...] of images; expected one, or several with one named 'images'."
-        )
-    return held

@@ -74,6 +74,17 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} holds other things too ({', '.join(others[:8])}). Choose a new folder.")
 
 
+def is_converted(folder: str | Path) -> bool:
+    """Whether a folder (or its model.safetensors) is of `save_converted`."""
+    path = Path(folder)
+    path = (path.parent if path.name == WEIGHTS else path) / CONFIG
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and _KEY in found
+
+
 def load_converted(folder: str | Path) -> ConvertedNet:
     """Build the network of a folder that `save_converted` wrote, on the CPU, to evaluate.
 
@@ -81,6 +92,7 @@ def load_converted(folder: str | Path) -> ConvertedNet:
         CheckpointError: a file is missing, damaged, or of another kind.
     """
     folder = Path(folder)
+    folder = folder.parent if folder.name == WEIGHTS else folder
     require_file(folder / CONFIG)
     try:
         found = json.loads((folder / CONFIG).read_text())[_KEY]

@@ -33,6 +33,7 @@ class Node:
         activation, in whose place neurons stand; "output".
     args, kwargs: with `Ref` for the values of other nodes.
     where: file, line and code of the call in the ANN.
+    label: what the ANN's author calls it: the module's path, `#2` for its second call; function, file and line.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Node:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    label: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """What messages and reports call it."""
+        return self.label or self.name
 
     def reads(self) -> list[str]:
         """Names of the nodes whose values it takes."""

@@ -15,6 +15,7 @@ from spikeloom.conversion.lockstep import Pair, Site, lockstep
 _UNKNOWN = float("nan")
 _RUNS = 512  # images times steps that rates and errors are taken from, if one batch of them fits
 _IMAGES = 16
+_NARROW, _WIDE = 28, 44  # characters of a layer's name
 NOT_COMPARED = (
     "not compared with the ANN: no images were given. Clipping, rates, errors and the trace itself are unchecked; pass "
     "batches, convert(ann, batches, ...), or call compare(ann, net, batches)"
@@ -25,10 +26,11 @@ NOT_COMPARED = (
 class LayerReport:
     """One layer of neurons; NaN (and 0 neurons) where no images were given.
 
-    name, where: the call of its activation. neurons: per sample. threshold: mean over the channels, with the smallest
-    and largest. clipped: share of the ANN's activations above their threshold. rate: spikes per neuron and step. error:
-    mean |threshold * mean spikes - activation|; relative: that over the mean activation. activation: of the ANN, mean.
-    charge: mean charge that a neuron needs for its first spike, threshold less initial membrane.
+    name: of its activation: the module's path (`#2`: its second call), or function, file and line. where: that call.
+    neurons: per sample. threshold: mean over the channels, with the smallest and largest. clipped: share of the ANN's
+    activations above their threshold. rate: spikes per neuron and step. error: mean |threshold * mean spikes -
+    activation|; relative: that over the mean activation. activation: of the ANN, mean. charge: mean charge that a
+    neuron needs for its first spike, threshold less initial membrane.
     """
 
     name: str
@@ -61,12 +63,13 @@ class Report:
     calibrated: int = 0
 
     def __str__(self) -> str:
-        head = f"{'layer':<28}{'neurons':>9}{'threshold':>11}{'smallest':>10}{'largest':>10}"
+        width = min(max([_NARROW, *(len(y.name) + 2 for y in self.layers)]), _WIDE)
+        head = f"{'layer':<{width}}{'neurons':>9}{'threshold':>11}{'smallest':>10}{'largest':>10}"
         lines = [head + f"{'clipped':>9}{'rate':>8}{'error':>10}{'relative':>10}"]
         for y in self.layers:
-            name = y.name if len(y.name) < 28 else f"...{y.name[-24:]}"
+            name = y.name if len(y.name) < width else f"...{y.name[4 - width :]}"
             lines.append(
-                f"{name:<28}{y.neurons or '-':>9}{y.threshold:>11.4g}{y.smallest:>10.3g}{y.largest:>10.3g}"
+                f"{name:<{width}}{y.neurons or '-':>9}{y.threshold:>11.4g}{y.smallest:>10.3g}{y.largest:>10.3g}"
                 f"{_percent(y.clipped, 2):>9}{_percent(y.rate, 1):>8}"
                 f"{'-' if math.isnan(y.error) else f'{y.error:.3g}':>10}{_percent(y.relative, 1):>10}"
             )
@@ -90,7 +93,7 @@ def unmeasured(pair: Pair, notes: Iterable[str] = ()) -> Report:
     for node in pair.graph.sites():
         theta = pair.theta(node.name, torch.zeros(()))
         levels = [theta.mean().item(), theta.min().item(), theta.max().item()]
-        rows.append(LayerReport(node.name, node.where, 0, *levels, *[_UNKNOWN] * 4))
+        rows.append(LayerReport(node.known_as, node.where, 0, *levels, *[_UNKNOWN] * 4))
     return Report(tuple(rows), pair.T, notes=(*notes, NOT_COMPARED))
 
 
@@ -121,7 +124,7 @@ def _compared(pair: Pair, images: Tensor) -> tuple[list[LayerReport], float]:
         neuron: Any = pair.neurons[site.node.name]
         layers.append(
             LayerReport(
-                site.node.name,
+                site.node.known_as,
                 site.node.where,
                 site.ann[0].numel(),
                 theta.mean().item(),

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -136,3 +137,12 @@ def name_of(node: fx.Node, module: nn.Module | None) -> str:
         return f"{type(module).__name__} {node.target!r}"
     target: Any = node.target
     return str(getattr(target, "__name__", target))
+
+
+def label_of(node: fx.Node) -> str:
+    """A call as the author of the model knows it: the path of its module, or `relu net.py:12`."""
+    if node.op in ("call_module", "get_attr"):
+        return str(node.target)
+    path, colon, rest = where(node).partition(":")
+    name = name_of(node, None)
+    return f"{name} {PurePath(path).name}:{rest.partition(':')[0]}" if colon else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spikeloom.energy.counts import Counts
+from spikeloom.energy.subject import subject
 from spikeloom.energy.totals import Policy
 
 INTEGERS = {
@@ -79,8 +80,8 @@ def conventions(counts: Counts, policy: Policy) -> list[tuple[str, str]]:
         ),
         (
             "ANN",
-            "The same graph with ReLUs for neurons, one step, every term a MAC. Exact (without taps on padding, "
-            "as the SNN's counts are); nominal where it says so.",
+            f"The same graph{', zeros too' if subject(counts).ann else ' with ReLUs for neurons'}, one step, every "
+            "term a MAC. Exact: without taps on padding, as in the counts; nominal where it says so.",
         ),
         (
             "95 % interval",

@@ -6,7 +6,8 @@ Arrays are int64 `[T, N]`: time steps of N samples. Numbers without axes hold fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,23 @@ class Counts:
     def of(self, kind: type) -> list[Any]:
         """The auxiliary entries of one class, such as `NeuronCount`."""
         return [entry for entry in self.aux if isinstance(entry, kind)]
+
+    def renamed(self, names: Mapping[str, str]) -> Counts:
+        """The same with other names of modules; what lies in a module follows it (`a` to `b`: `a.fire` to `b.fire`)."""
+
+        def other(name: str) -> str:
+            parts = name.split(".")
+            starts = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            found = next((start for start in starts if start in names), None)
+            return name if found is None else names[found] + name[len(found) :]
+
+        aux: list[Any] = [replace(entry, name=other(entry.name)) for entry in self.aux]
+        for entry in aux:
+            if isinstance(entry, NormCount) and entry.folds_into is not None:
+                entry.folds_into = other(entry.folds_into)
+        layers = [replace(layer, name=other(layer.name)) for layer in self.layers]
+        uncounted = [replace(entry, module=other(entry.module)) for entry in self.uncounted]
+        return replace(self, layers=layers, aux=aux, uncounted=uncounted)
 
     def layer(self, name: str) -> Layer:
         """The layer of a name.

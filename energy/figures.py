@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from spikeloom.energy.prefix import curve
 from spikeloom.energy.report import Report
+from spikeloom.energy.subject import subject
 from spikeloom.energy.tree import FloatArray, Node, step_rates
 
 MOST_BARS = 24
@@ -17,13 +18,17 @@ MOST_BARS = 24
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """Energy per inference by layer (or module) under one hardware model, in pJ; `grouped`: modules, not layers."""
+    """Energy per inference by layer (or module) under one hardware model, in pJ.
+
+    grouped: modules, not layers. labels: what `snn` and `ann` are, where the network is an ANN itself.
+    """
 
     model: str
     names: list[str]
     snn: list[float]
     ann: list[float]
     grouped: bool = False
+    labels: tuple[str, str] = ("SNN", "ANN")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ def bins(values: FloatArray, most: int = 28) -> tuple[NDArray[np.int64], FloatAr
 def layer_energies(report: Report) -> list[LayerEnergy]:
     """For every model of arithmetic, the layers' energies and those of the ANN's layers."""
     found = []
+    of = subject(report.counts)
+    labels = (of.own, of.other)
     for name, price in report.prices.items():
         if name not in report.comparisons:
             continue
@@ -91,7 +98,8 @@ def layer_energies(report: Report) -> list[LayerEnergy]:
         if other > 1e-9 * price.mean:
             names, snn, leaves = [*names, "beside the layers"], [*snn, other], [*leaves, ("", [])]
         grouped = any(len(layers) > 1 for _, layers in leaves)
-        found.append(LayerEnergy(name, names, snn, [sum(ann[y] for y in layers) for _, layers in leaves], grouped))
+        dense = [sum(ann[y] for y in layers) for _, layers in leaves]
+        found.append(LayerEnergy(name, names, snn, dense, grouped, labels))
     return found
 
 
@@ -126,7 +134,9 @@ def step_curve(report: Report) -> StepCurve | None:
 
 
 def ratios(report: Report) -> Ratios | None:
-    """SNN over ANN for every model that prices both; None: there is none."""
+    """SNN over ANN for every model that prices both; None: there is none, or the network is an ANN itself."""
+    if subject(report.counts).ann:
+        return None
     known = [(price.model, report.ratio(name)) for name, price in report.prices.items()]
     rows = [(model, ratio) for model, ratio in known if ratio]
     if not rows:

@@ -21,6 +21,7 @@ from spikeloom.energy.sections import (
     static_table,
     totals_table,
 )
+from spikeloom.energy.subject import subject
 from spikeloom.energy.tables import Cell, Table
 from spikeloom.energy.units import count_text, energy_text, rate_text, ratio_text
 from spikeloom.energy.words import cautions, headline, interval_text, verdict
@@ -95,8 +96,11 @@ def tiles(report: Report) -> list[dict[str, str]]:
     if ann is not None and ratio is not None:
         tone = "more" if ratio > 1 else "less"
         says = "more than" if ratio > 1 else "less than"
+        of = subject(report.counts)
         detail = f"{says} the same ANN: {energy_text(ann)}, one step, ReLUs"
-        found.append({"what": "SNN / ANN", "number": ratio_text(ratio), "detail": detail, "tone": tone})
+        if of.ann:
+            tone, detail = "", f"dense, every term a MAC: {energy_text(ann)}"
+        found.append({"what": of.ratio, "number": ratio_text(ratio), "detail": detail, "tone": tone})
     return found
 
 
@@ -114,7 +118,7 @@ def table_parts(report: Report) -> list[Part]:
         ("Layer by layer", "", [layer_table(report)]),
         ("Totals", "", [totals_table(report), memory_table(report)]),
         ("Hardware models", "", [energy_table(report)]),
-        ("Exact, paper rule, ANN, QANN", lead, side),
+        ("Exact, paper rule, ANN" + ("" if subject(report.counts).ann else ", QANN"), lead, side),
         ("Static input", "", [static_table(report)]),
         ("Beside the linear operations", "", [neuron_table(report), norm_table(report), other_table(report)]),
         ("Not counted", "", [uncounted_table(report)]),
@@ -130,7 +134,9 @@ def table_parts(report: Report) -> list[Part]:
 
 
 def _layer_part(report: Report) -> Part:
-    key = [{"style": "snn", "text": f"SNN, T = {report.counts.T}"}, {"style": "ann", "text": "ANN, one step"}]
+    of = subject(report.counts)
+    names = (of.own, of.other) if of.ann else (f"SNN, T = {report.counts.T}", "ANN, one step")
+    key = [{"style": style, "text": text} for style, text in zip(("snn", "ann"), names, strict=True)]
     shown = []
     for index, data in enumerate(figures.layer_energies(report)):
         model = report.prices[data.model].model
@@ -139,8 +145,9 @@ def _layer_part(report: Report) -> Part:
         note = f"{model.technology}, {model.evidence}"
         shown.append(_picture(svg, data.model, note, key=key if wide else [], half=not wide))
     grouped = any(data.grouped for data in figures.layer_energies(report))
-    lead = "Mean energy per inference of each layer, spiking network and the same ANN; static input is "
-    lead += static_text(report.policy) + (". Layers are summed by module." if grouped else ".")
+    lead = "Mean energy per inference of each layer, "
+    lead += f"{of.own} and {of.other}" if of.ann else "spiking network and the same ANN; static input is "
+    lead += ("" if of.ann else static_text(report.policy)) + (". Layers are summed by module." if grouped else ".")
     return {"title": "Energy per layer", "lead": lead, "pictures": shown}
 
 
@@ -148,7 +155,8 @@ def _rate_part(report: Report) -> Part:
     data = figures.rate_map(report)
     shown = [] if data is None else [_picture(pictures.rate_map(data), ramp=rate_text(float(data.rates.max())))]
     lead = "" if data is None else f"{data.of[0].upper()}{data.of[1:]}."
-    return {"title": "Firing rates by layer and time", "lead": lead, "pictures": shown}
+    title = "Inputs that are not zero, by layer" if subject(report.counts).ann else "Firing rates by layer and time"
+    return {"title": title, "lead": lead, "pictures": shown}
 
 
 def _sample_part(report: Report) -> Part:

@@ -38,7 +38,8 @@ def layer_energy(data: LayerEnergy, width: float = WIDTH) -> str:
     scale, unit = energy_scale([*data.snn, *data.ann])
     ticks = nice_ticks(max([*data.snn, *data.ann, 1e-12]) / scale)
     span = (width - left - 78) / ticks[-1]
-    out = Drawing(width, bottom + 34, f"Energy per layer under {data.model}, spiking network against the same ANN.")
+    own, other = data.labels
+    out = Drawing(width, bottom + 34, f"Energy per layer under {data.model}: {own} against {other}.")
     for tick in ticks:
         x = left + tick * span
         out.line(x, top - 6, x, bottom, "grid" if tick else "axis")
@@ -47,9 +48,9 @@ def layer_energy(data: LayerEnergy, width: float = WIDTH) -> str:
     for i, (name, snn, ann) in enumerate(zip(names, data.snn, data.ann, strict=True)):
         y = top + i * row
         out.text(left - 10, y + 17, name, "label", "end", tip=data.names[i])
-        for energy, style, below in ((snn, "snn", 2.0), (ann, "ann", 15.0)):
+        for energy, style, what, below in ((snn, "snn", own, 2.0), (ann, "ann", other, 15.0)):
             length = energy / scale * span
-            out.bar(left, y + below, length, 12, style, tip=f"{data.names[i]}, {style.upper()}: {energy_text(energy)}")
+            out.bar(left, y + below, length, 12, style, tip=f"{data.names[i]}, {what}: {energy_text(energy)}")
             out.text(left + length + 6, y + below + 10, digits(energy / scale), f"value {style}-ink")
     return out.render()
 
@@ -63,7 +64,7 @@ def rate_map(data: RateMap, width: float = WIDTH) -> str:
     cell = min(cell, 150.0)
     top, largest = 8.0, float(data.rates.max(initial=0.0)) or 1.0
     bottom = top + row * layers
-    out = Drawing(width, bottom + 40, f"Firing rates ({data.of}) of {layers} layers over {T} time steps.")
+    out = Drawing(width, bottom + 40, f"{data.of[0].upper()}{data.of[1:]}: {layers} layers, {T} time steps.")
     for i in range(layers):
         y = top + i * row
         out.text(left - 10, y + row / 2 + 4, names[i], "label", "end", tip=data.names[i])

@@ -57,8 +57,10 @@ def _layers(report: Report, figure: Figure) -> bool:
     for index, (data, each) in enumerate(zip(panels, axes, strict=True)):
         scale, unit = energy_scale([*data.snn, *data.ann])
         y = np.arange(len(data.names))
-        each.barh(y - 0.2, np.array(data.snn) / scale, 0.38, color=SNN, label=f"SNN, T = {report.counts.T}")
-        each.barh(y + 0.2, np.array(data.ann) / scale, 0.38, color=ANN, label="ANN")
+        each.barh(
+            y - 0.2, np.array(data.snn) / scale, 0.38, color=SNN, label=f"{data.labels[0]}, T = {report.counts.T}"
+        )
+        each.barh(y + 0.2, np.array(data.ann) / scale, 0.38, color=ANN, label=data.labels[1])
         each.set_yticks(y, data.names if index == 0 else [""] * len(y))
         each.invert_yaxis()
         _plain(each, f"{data.model}, {report.prices[data.model].model.evidence}", f"{unit} per inference")

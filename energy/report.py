@@ -8,7 +8,7 @@ report.reprice(models=["loihi2018"], policy=Policy(integers="mac")).print()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,18 @@ class Report:
             accuracy_note=self.accuracy_note,
             accuracy_by_step=self.accuracy_by_step,
             title=title or self.title,
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> Report:
+        """The same with other names of layers; see `Counts.renamed`."""
+        return Report(
+            self.counts.renamed(names),
+            self.policy,
+            self.models,
+            accuracy=self.accuracy,
+            accuracy_note=self.accuracy_note,
+            accuracy_by_step=self.accuracy_by_step,
+            title=self.title,
         )
 
     def table(self) -> RenderableType:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from spikeloom.energy.baselines import Row
 from spikeloom.energy.conventions import basis, short, static_text
 from spikeloom.energy.counts import IntArray
 from spikeloom.energy.models import EnergyModel
 from spikeloom.energy.report import Report
 from spikeloom.energy.stats import Interval, interval
+from spikeloom.energy.subject import subject
 from spikeloom.energy.tables import Cell, Head, Table
 from spikeloom.energy.totals import Totals
 from spikeloom.energy.tree import Node
@@ -112,12 +114,13 @@ def totals_table(report: Report) -> Table:
 
 def energy_table(report: Report) -> Table:
     """A line per hardware model: energy, ANN, ratio, and how much to believe it."""
+    of = subject(report.counts)
     heads = [
         Head("hardware model", number=False),
         Head("energy"),
         Head("95 % interval", keep=5),
-        Head("ANN", keep=7),
-        Head("SNN / ANN"),
+        Head(of.other, keep=7),
+        Head(of.ratio),
         Head("evidence", number=False, keep=6),
         Head("scope", number=False, keep=4),
         Head("technology", number=False, keep=3, wrap=24),
@@ -133,14 +136,14 @@ def energy_table(report: Report) -> Table:
             energy_text(found.mean),
             _range(found, energy=True),
             energy_text(ann),
-            Cell(*_ratio(ratio)),
+            Cell(_ratio(ratio)[0]) if of.ann else Cell(*_ratio(ratio)),
             model.evidence + (", disputed" if model.disputed else ""),
             model.scope.replace("_", " "),
             model.technology,
         )
     table.note = (
-        "ANN: the same graph with ReLUs, one step, every exact term a MAC; - where the model has no price for one. "
-        "All in: memory, routing and leakage are inside the price."
+        f"{'dense: zeros too' if of.ann else 'ANN: the same graph with ReLUs, one step'}, every exact term a MAC; - "
+        "where the model has no price for that. All in: memory, routing and leakage are inside the price."
     )
     table.note += "".join(f" {name}: {reason}" for name, reason in report.refused.items())
     return table
@@ -151,13 +154,13 @@ def comparison_table(report: Report, model: str) -> Table:
     heads = [
         Head("counted as", number=False),
         Head("energy"),
-        Head("SNN exact / this"),
+        Head("exact / this" if subject(report.counts).ann else "SNN exact / this"),
         Head("AC", keep=5),
         Head("MAC", keep=5),
         Head("how", number=False, keep=6, wrap=36),
     ]
     table = Table(f"Side by side, {model}", heads)
-    for row in report.comparisons[model]:
+    for row in _rows(report, model):
         same = row.name == "qann" and math.isfinite(row.ratio_equal)
         other = row.ratio_equal if same else row.ratio
         ratio = 1 / other if other and math.isfinite(other) else None
@@ -165,9 +168,9 @@ def comparison_table(report: Report, model: str) -> Table:
         words = "-" if ratio is None else ratio_text(ratio) + (" *" if same else "")
         ac, mac = count_text(row.ac), count_text(row.mac)
         table.add(ROW_NAMES.get(row.name, row.name), energy_text(row.energy_pj), Cell(words, style), ac, mac, row.how)
-    table.note = (
-        "per inference, means. * the exact counts at 8-bit integer constants over the QANN, so at equal precision."
-    )
+    table.note = "per inference, means."
+    if not subject(report.counts).ann:
+        table.note += " * the exact counts at 8-bit integer constants over the QANN, so at equal precision."
     return table
 
 
@@ -177,13 +180,19 @@ def reasons_table(report: Report, model: str) -> Table:
         "Why they differ from the exact counts",
         [Head("", number=False), Head("difference"), Head("reason", number=False, wrap=40)],
     )
-    for row in report.comparisons[model]:
+    for row in _rows(report, model):
         for index, reason in enumerate(row.reasons):
             name = ROW_NAMES.get(row.name, row.name) if index == 0 else ""
             amount, _, words = reason_text(reason.pj, reason.text).partition(": ")
             table.add(name, amount, words)
     table.note = "The reasons of a line add up to its difference from the exact energy."
     return table
+
+
+def _rows(report: Report, model: str) -> list[Row]:
+    """The rows to show: what tells T + 1 numbers of spikes apart says nothing of an ANN's activations."""
+    rows = report.comparisons[model]
+    return [row for row in rows if row.name != "qann"] if subject(report.counts).ann else rows
 
 
 def static_table(report: Report) -> Table:

@@ -129,6 +129,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise unless a file of that name can be written; what is not there yet of its folders is made with it.
+
+    Raises:
+        ValueError: it is a folder, or no file can be made where it would stand.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{path} is a folder; expected the name of a file to write.")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = "it is no folder" if not folder.is_dir() else error.strerror or type(error).__name__
+        raise ValueError(f"{path} cannot be written: no file can be made in {folder} ({reason}).") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON, compressed or not.
 
@@ -179,7 +196,11 @@ def _aux(data: Any, shape: tuple[int, int], where: str) -> entries.Aux:
     if kind not in _AUX:
         raise StoreError(f"{where} is an entry {kind!r}; expected one of {', '.join(_AUX)}.")
     fields = {name: value for name, value in data.items() if name != "entry"}
-    entry: entries.Aux = _build(_AUX[kind], fields, shape, where)
+    arrays = [value for value in fields.values() if isinstance(value, list)]
+    unassigned = bool(arrays) and all(  # sums over the run, as of layers
+        len(value) == 1 and isinstance(value[0], list) and len(value[0]) == 1 for value in arrays
+    )
+    entry: entries.Aux = _build(_AUX[kind], fields, (1, 1) if unassigned else shape, where)
     return entry
 
 

@@ -9,6 +9,7 @@ from spikeloom.energy.baselines import Row
 from spikeloom.energy.counts import NeuronCount
 from spikeloom.energy.pricing import price
 from spikeloom.energy.report import Report
+from spikeloom.energy.subject import subject
 from spikeloom.energy.units import count_range, count_text, energy_range, energy_text, ratio_text, share_text
 
 EVEN = 0.02
@@ -45,7 +46,7 @@ def headline(report: Report) -> str:
     against = (
         ""
         if ann is None or ratio is None or is_silent(report)
-        else f", {ratio_text(ratio)} the {energy_text(ann)} of the same network as an ANN"
+        else f", {ratio_text(ratio)} the {energy_text(ann)} of {_same(report)}"
     )
     parts.append(f"{energy_text(energy.mean)} per inference{against}")
     joint = " and " if len(parts) == 2 else ", and "
@@ -53,7 +54,7 @@ def headline(report: Report) -> str:
 
 
 def verdict(report: Report) -> Verdict:
-    """Whether the spiking network is worth its spikes, under the first model."""
+    """Whether the spiking network is worth its spikes, under the first model; of an ANN, what its zeros save."""
     model, ratio, ann = report.main.model, report.ratio(), report.ann()
     if ratio is None or ann is None:
         return Verdict(
@@ -71,6 +72,9 @@ def verdict(report: Report) -> Verdict:
     reasons = [*_reasons(report), *_static(report), *([f"{model.name}: {model.remarks}"] if model.remarks else [])]
     if report.counts.setting.get("input") == "random":
         return Verdict(f"On random input: {sides}, {ratio_text(ratio)}. That is no statement on data.", "", reasons)
+    reasons += _break_even(report)
+    if subject(report.counts).ann:
+        return Verdict(f"No spiking neuron ran: an ANN of one step. Zeros skipped / dense: {sides}.", "", reasons)
     if abs(ratio - 1) <= EVEN:
         return Verdict(f"The spiking network needs as much energy as the same ANN: {sides}.", "even", reasons)
     if ratio > 1:
@@ -99,6 +103,10 @@ def cautions(report: Report) -> list[Caution]:
     if silent:
         text = "Some layers never received a spike: they cost nothing here because they compute nothing."
         found.append(Caution(text, [", ".join(silent)]))
+    if "look_ahead" in counts.setting:
+        more = counts.setting["look_ahead"]
+        text = f"Every layer looks {more} steps ahead: the answer comes that much later than T steps, and the figures "
+        found.append(Caution(text + "for fewer steps are of this run, not of one that looked less far."))
     if "interrupted" in counts.setting:
         found.append(Caution(f"The run was {counts.setting['interrupted']}."))
     if counts.uncounted:
@@ -169,7 +177,22 @@ def _reasons(report: Report, most: int = 3) -> list[str]:
     row = next((row for row in rows if row.name == "ann_exact"), None)
     if row is None:
         return []
-    return [f"ANN {reason_text(reason.pj, reason.text)}" for reason in row.reasons[:most]]
+    other = subject(report.counts).other
+    return [f"{other} {reason_text(reason.pj, reason.text)}" for reason in row.reasons[:most]]
+
+
+def _same(report: Report) -> str:
+    """What the energy is set against."""
+    return "all its terms, zero or not" if subject(report.counts).ann else "the same network as an ANN"
+
+
+def _break_even(report: Report) -> list[str]:
+    """Of a converted network, whose steps may be chosen afterwards: how many cost as much as the ANN."""
+    ratio = report.ratio()
+    if "converted" not in report.counts.setting or not ratio:
+        return []
+    steps = report.counts.T / ratio
+    return [f"Break-even with the ANN at about T = {steps:.1f}, at the mean energy of a step in this run."]
 
 
 def _static(report: Report) -> list[str]:

@@ -11,9 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from spikeloom.kernels.program import Program
 
 Sizes = Sequence[int]
 
@@ -133,3 +137,28 @@ def param_map(param_shape: tuple[int, ...], shape: tuple[int, ...], axes: tuple[
     direct = expanded == padded and [axes[i] for i in places] == sorted(axes[i] for i in places)
     repeat = math.prod(neurons[a - 1] for a in axes[last + 1 :])
     return ParamMap(math.prod(expanded), repeat, expanded, axes, direct)
+
+
+def param_maps(
+    program: Program, kinds: str, params: Sequence[Sizes], shape: tuple[int, ...], axes: tuple[int, ...]
+) -> list[ParamMap]:
+    """`param_map` of every tensor parameter of a program.
+
+    kinds: a letter per parameter of the program, `t` for a tensor. params: the shapes of the tensors.
+
+    Raises:
+        ValueError: one does not broadcast; names it and the program.
+    """
+    maps: list[ParamMap] = []
+    try:
+        for param in params:
+            maps.append(param_map(tuple(param), shape, axes))
+    except ValueError as error:
+        names = [name for name, kind in zip(program.params, kinds, strict=True) if kind == "t"]
+        raise misfit(program.name, names[len(maps)], error) from error
+    return maps
+
+
+def misfit(program: str, name: str, error: ValueError) -> ValueError:
+    """The error of `param_map` with the names that it does not know."""
+    return ValueError(str(error).replace("a parameter", f"{program}: parameter {name}", 1))

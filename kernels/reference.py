@@ -35,7 +35,7 @@ def run(
     """
     first = inputs[0]
     real = arithmetic(first.dtype)
-    held = {name: _fitted(p, first).to(first.device, real) for name, p in params.items()}
+    held = {name: _fitted(program.name, name, p, first).to(first.device, real) for name, p in params.items()}
     shape = first.shape[1:]
     now = [s.to(real) for s in state] or [
         torch.as_tensor(rest, dtype=real, device=first.device).expand(shape) for rest in program.rest_state(held)
@@ -55,9 +55,12 @@ def run(
     return [torch.stack(kept) for kept in outputs], now
 
 
-def _fitted(param: Tensor | float, x: Tensor) -> Tensor:
+def _fitted(program: str, name: str, param: Tensor | float, x: Tensor) -> Tensor:
     """A parameter as a tensor that broadcasts against the neuron axes of x, or the error that kernels raise."""
     if not isinstance(param, Tensor):
         return torch.tensor(param, dtype=torch.float64)
-    layout.param_map(tuple(param.shape), tuple(x.shape), tuple(range(1, x.dim())))
+    try:
+        layout.param_map(tuple(param.shape), tuple(x.shape), tuple(range(1, x.dim())))
+    except ValueError as error:
+        raise layout.misfit(program, name, error) from error
     return param.reshape(()) if param.numel() == 1 else param

@@ -162,8 +162,8 @@ def _evaluate_converted(options: EvalOptions, console: Console) -> int:
         for images, labels in shown.batches(options.batch_size or 64, device):
             logits = net(images)
             right += 0 if labels is None else int((decide(logits) == labels).sum())
-    names = shown.names()
-    console.print(rates_table({names.get(name, name): layer for name, layer in firing.items()}))
+    fired = {shown.known(name): layer for name, layer in firing.items() if not name.endswith(".watch")}  # looks ahead
+    console.print(rates_table(fired))
     steps = f"T = {net.T}" + (f" and {net.latency - net.T} more to look ahead" if net.latency > net.T else "")
     if shown.labels is None:
         says = "no accuracy: the file has no tensor 'labels' [N] beside its 'images'"

@@ -305,6 +305,8 @@ def _converted_report(options: EnergyOptions, console: Console, **priced: Any) -
         "input": "images",
         "unit": "images",
     }
+    if ahead:
+        setting["look_ahead"] = str(net.latency - net.T)
     batches, count = shown.batches(options.batch_size or 16, device), len(shown.images)
     work = Work(net.to(device), batches, count, device, False, options.strict, setting, shown.steps)
     counted = count_over(work, console)

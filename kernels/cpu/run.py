@@ -50,7 +50,7 @@ class _Call:
         self.lanes = layout.lanes_of(self.shape, self.strides)
         self.every = every
         self.inputs = [layout.in_order(t, self.strides) for t in inputs]
-        self.maps = [layout.param_map(tuple(p.shape), self.shape, self.lanes.axes) for p in params]
+        self.maps = layout.param_maps(self.program, kinds, [p.shape for p in params], self.shape, self.lanes.axes)
         self.values = [m.values(p, self.real) for m, p in zip(self.maps, params, strict=True)]
         self._kinds(kinds, scalars)
 

@@ -94,7 +94,7 @@ def _make_plan(flags: Any, call: str, x: Tensor, shapes: Sequence[Any], aligned:
         calls.check_every(x.shape[0], every, len(program.states))
     shape, strides = tuple(x.shape), layout.dense_strides(x.shape, x.stride())
     lanes = layout.lanes_of(shape, strides)
-    maps = [layout.param_map(tuple(s), shape, lanes.axes) for s in shapes]
+    maps = layout.param_maps(program, letters, shapes, shape, lanes.axes)
     left = iter(maps)
     kinds = "".join(c if c in "sh" else "u" if next(left).count == 1 else "l" for c in letters)
     dtype = str(x.dtype).removeprefix("torch.")

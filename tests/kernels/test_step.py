@@ -131,7 +131,9 @@ def test_a_state_that_does_not_fit(
 def test_a_parameter_that_does_not_broadcast(x: torch.Tensor, backend: str, shape: tuple[int, ...]) -> None:
     wrong = torch.ones(shape, device=x.device)
     with pytest.raises(
-        ValueError, match=r"does not broadcast against the neuron axes \[2, 3\] .* has shape \[C, 1, 1\]"
+        ValueError,
+        match=r"^refractory: parameter tau of shape .* does not broadcast against the neuron axes \[2, 3\] .* "
+        r"has shape \[C, 1, 1\]",
     ):
         refractory(x, tau=wrong, pause=1.0, backend=backend)
 

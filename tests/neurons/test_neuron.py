@@ -305,7 +305,8 @@ def test_a_backend_for_another_device() -> None:
 
 
 def test_a_parameter_that_does_not_fit_the_neurons() -> None:
-    with pytest.raises(ValueError, match=r"shape \[4\] does not broadcast against the neuron axes \[3\]"):
+    says = r"^lif: parameter tau of shape \[4\] does not broadcast against the neuron axes \[3\]"
+    with pytest.raises(ValueError, match=says):
         LIF(torch.full((4,), 2.0))(torch.ones(2, 3))
 
 

@@ -253,6 +253,14 @@ def test_what_cannot_be_written_fails_before_the_count(
         raise AssertionError("counted")
 
     monkeypatch.setattr("spikeloom.training.energy_cli.count_over", never)
+    Path("file").write_text("")
+    for flag in ("--html", "--json", "--csv"):
+        assert run("conv_snn_tiny", flag, "file/page.html") == 1
+        assert "file/page.html cannot be written: no file can be made in" in capsys.readouterr().err
+        assert run("conv_snn_tiny", flag, ".") == 1
+        assert ". is a folder; expected the name of a file" in capsys.readouterr().err
+    assert run("conv_snn_tiny", "--json", "a", "--csv", "./a") == 1
+    assert "name the same file twice" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert run("conv_snn_tiny", "--html", "page.html") == 1
     assert "pip install 'spikeloom[report]'" in capsys.readouterr().err
