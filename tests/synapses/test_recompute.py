@@ -302,6 +302,7 @@ def test_a_captured_training_step_on_a_gpu() -> None:
         (y.float() * torch.linspace(-1, 1, y.shape[-1], device="cuda")).sum().backward()
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # for x and the copies
     with torch.cuda.stream(side):
         for _ in range(3):
             captured.zero_grad()
