@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -44,14 +44,28 @@ class Shown:
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images `[B, ...]` and labels `[B]`, in order.
 
-        Of a network that looks ahead no batch has rho images or fewer while there are more (those left over join the
-        batch in front): the energy counter could take the rho steps for that many samples.
+        The sizes are those of `_sizes`.
         """
-        count, least = len(self.images), self.net.config.rho + 1 if self.net.config.offset != "none" else 1
-        starts = [s for s in range(0, count, max(size, least)) if s == 0 or count - s >= least]
-        for start, end in pairwise([*starts, count]):
+        ends = [0, *accumulate(self._sizes(size))]
+        for start, end in pairwise(ends):
             labels = None if self.labels is None else self.labels[start:end].to(device)
             yield self.images[start:end].to(device), labels
+
+    def _sizes(self, size: int) -> list[int]:
+        """Images of each batch: `size`, and what is left over.
+
+        A network that looks ahead has operations on a part of its steps, and on states `[B, ...]`. The energy counter
+        could take rho steps for that many samples or fewer, and B samples for the steps where the numbers are equal
+        (`[B, C]` is `[T, B]` then, if C is too). Such a batch is made larger, or joins the one in front.
+        """
+        count, ahead = len(self.images), self.net.config.offset != "none"
+        unclear = {*range(1, self.net.config.rho + 1), self.steps} if ahead else set()
+        while size in unclear:
+            size += 1
+        *sizes, last = [min(size, count - start) for start in range(0, count, size)]
+        while sizes and last in unclear:
+            last += sizes.pop()
+        return [*sizes, last]
 
     def names(self) -> dict[str, str]:
         """The path of each layer in the network -> its name in the ANN: `layers._1_0` -> `1.0`."""

@@ -38,10 +38,10 @@ def frames_by_time(events: Recordings, T: int, *, start_us: int = 0, end_us: int
     end_us None: each recording's own last event, so nothing is lost and nothing is aligned between recordings; give the
     same end_us to all for bins of one length. Events outside the range are not counted.
     """
+    T, start_us, end_us = _checked_range(T, start_us, end_us)
     packed = _pack(events)
     backend = _backend(packed)
     if backend == "cuda":
-        _check_range(T, start_us, end_us)
         return _unpack(cuda.count(_columns(packed), T, cuda.Rule("time", start_us, end_us)), events)
     if backend == "cpu":
         times = start_us + time_edges(_spans(packed, T, start_us, end_us), T)
@@ -54,8 +54,7 @@ def frames_by_window(events: Recordings, T: int, window_us: int) -> Tensor:
 
     A short recording ends in empty bins; events at or after T * window_us are not counted.
     """
-    _check_positive("T", T)
-    _check_positive("window_us", window_us)
+    T, window_us = _check_positive("T", T), _check_positive("window_us", window_us)
     packed = _pack(events)
     backend = _backend(packed)
     if backend == "cuda":
@@ -80,13 +79,13 @@ def frames_by_count(
     N < T all events are in the last bin.
     With events_per_frame the bin is i // events_per_frame: later events are not counted, missing ones leave empty bins.
     """
-    _check_positive("T", T)
+    T = _check_positive("T", T)
     if remainder not in ("spread", "last"):
         raise ValueError(f"remainder is {remainder!r}; expected 'spread' or 'last'.")
     if events_per_frame is not None and remainder != "spread":
         raise ValueError(f"events_per_frame={events_per_frame} leaves no remainder to place; drop remainder='last'.")
     if events_per_frame is not None:
-        _check_positive("events_per_frame", events_per_frame)
+        events_per_frame = _check_positive("events_per_frame", events_per_frame)
     packed = _pack(events)
     backend = _backend(packed)
     if backend == "cuda":
@@ -114,10 +113,10 @@ def voxel_grid(events: Recordings, T: int, *, start_us: int = 0, end_us: int | N
     [start_us, end_us] (end_us None: each recording's last event). The sum over T equals ON minus OFF events in range.
     The event volume of Zhu et al. 2019, "Unsupervised Event-based Learning of Optical Flow, Depth, and Egomotion".
     """
+    T, start_us, end_us = _checked_range(T, start_us, end_us)
     packed = _pack(events)
     backend = _backend(packed)
     if backend == "cuda":
-        _check_range(T, start_us, end_us)
         return _unpack(cuda.voxels(_columns(packed), T, start_us, end_us).unsqueeze(2), events)
     if backend == "cpu":
         spans = _spans(packed, T, start_us, end_us)
@@ -172,7 +171,8 @@ def number_edges(lengths: Tensor, T: int, events_per_frame: int | None, remainde
     """Bounds `[B, T + 1]` of the bins of `frames_by_count`, in events from the start of each; lengths `[B, 1]`."""
     k = torch.arange(T + 1, device=lengths.device)
     if events_per_frame is not None:
-        return torch.minimum(k * events_per_frame, lengths)
+        size = lengths.clamp(max=min(events_per_frame, _MAX_INT64))  # k * events_per_frame could overflow
+        return torch.minimum(k * size, lengths)
     if remainder == "last":
         return torch.cat((k[:-1] * (lengths // T), lengths), dim=1)
     return (k * lengths + T - 1) // T
@@ -225,7 +225,6 @@ def _range(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> t
 
 def _spans(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> Tensor:
     """Length of each recording's range in us, >= 1, `[B]`."""
-    _check_range(T, start_us, end_us)
     if end_us is None:
         last = (packed.offsets[1:] - 1).clamp(min=0)  # an empty recording: any value
         end = packed.t[last] if len(packed.t) else last
@@ -237,15 +236,15 @@ def _spans(packed: PackedEvents, T: int, start_us: int, end_us: int | None) -> T
     return span
 
 
-def _check_range(T: int, start_us: int, end_us: int | None) -> None:
-    """What can be said without a look at the events."""
-    _check_positive("T", T)
-    check_whole("start_us", start_us)
+def _checked_range(T: int, start_us: int, end_us: int | None) -> tuple[int, int, int | None]:
+    """The three, with what can be said of them without a look at the events."""
+    T, start_us = _check_positive("T", T), check_whole("start_us", start_us)
     if end_us is not None:
-        check_whole("end_us", end_us)
+        end_us = check_whole("end_us", end_us)
         if end_us <= start_us:
             raise ValueError(f"The range is {start_us} us to {end_us} us; expected start_us < end_us.")
         _check_length(end_us - start_us, T, start_us)
+    return T, start_us, end_us
 
 
 def _check_length(longest: int, T: int, start_us: int) -> None:
@@ -263,15 +262,21 @@ def _unpack(frames: Tensor, events: Recordings) -> Tensor:
     return frames.squeeze(1) if isinstance(events, Events) else frames  # [T, 1, C, H, W] -> [T, C, H, W]
 
 
-def check_whole(name: str, value: int) -> None:
-    """Raise unless an argument is a whole number by its type: the compiled loops take int64."""
+def check_whole(name: str, value: int) -> int:
+    """A whole number that an argument is by its type, also one of NumPy or of a tensor: the kernels take int64, and
+    would take a tensor for an address.
+    """
     try:
-        operator.index(value)
+        found = operator.index(value)
     except TypeError as error:
         raise ValueError(f"{name} is {value!r}; expected a whole number, such as {name}=1000.") from error
+    if not -_MAX_INT64 <= found <= _MAX_INT64:
+        raise ValueError(f"{name} is {found}; expected a whole number of 64 bits.")
+    return found
 
 
-def _check_positive(name: str, value: int) -> None:
-    check_whole(name, value)
+def _check_positive(name: str, value: int) -> int:
+    value = check_whole(name, value)
     if value < 1:
         raise ValueError(f"{name} is {value}; expected a whole number >= 1.")
+    return value

@@ -25,10 +25,10 @@ def time_surface(events: Events, T: int, tau_us: float, *, start_us: int = 0, en
     Raises:
         ValueError: T below 1, tau not above 0, an empty range, times that are no whole numbers.
     """
-    check_whole("start_us", start_us)
+    T, start_us = check_whole("T", T), check_whole("start_us", start_us)
     if end_us is None:
         end_us = max(start_us + 1, int(events.t[-1]) if len(events) else 0)
-    check_whole("end_us", end_us)
+    end_us = check_whole("end_us", end_us)
     if T < 1 or not tau_us > 0 or end_us <= start_us:
         raise ValueError(f"T is {T}, tau_us {tau_us}, the range {start_us} to {end_us} us; expected T >= 1, tau > 0.")
     device = events.t.device

@@ -155,9 +155,11 @@ def _check_sizes(site: Site, batch: Batch) -> None:
     steps = sum(call.rows.count // batch.B for call in site.open if call.rows.lead == "step")
     site.once = steps == 1 < batch.T and all(call.rows.lead == "step" for call in site.open)
     for call in site.open:
-        share = {"multi": 1.0, "step": call.rows.count / batch.B / batch.T, "whole": 1 / (batch.T * batch.B)}
+        weight = {"multi": batch.T * batch.B, "step": call.rows.count, "whole": 1}[call.rows.lead]
         for name, number in call.dense.items():
-            dense[name] = dense.get(name, 0) + (number if site.once else number * share[call.rows.lead])
+            dense[name] = dense.get(name, 0) + number * weight
+    whole = batch.B if site.once else batch.T * batch.B  # divided once: batches of other sizes round to the same
+    dense = {name: total / whole for name, total in dense.items()}
     dense = {name: round(number) if abs(number - round(number)) < 1e-6 else number for name, number in dense.items()}
     if site.dense and site.dense != dense:
         raise ValueError(

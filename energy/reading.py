@@ -39,7 +39,7 @@ def read_batch(args: Sequence[object], T: int | None, axes: str, said: tuple[int
             "that loops over time itself give count(model, T=...)"
         )
     T, B = shape[axes.index("T")], shape[axes.index("B")]
-    return Batch(T, B, axes, T, shape, x.data_ptr())
+    return Batch(T, B, axes, T, shape, x.data_ptr(), x.stride(0))
 
 
 def check_axes(module: nn.Module, args: Sequence[object], batch: Batch) -> None:
@@ -54,13 +54,14 @@ def check_axes(module: nn.Module, args: Sequence[object], batch: Batch) -> None:
     x = next((a for a in args if isinstance(a, Tensor)), None)
     if x is None or batch.order != "TB" or not _sums_samples(module, tuple(x.shape), batch.network):
         return
-    if x.data_ptr() != batch.place or not batch.place:
-        return  # of the same shape by chance
+    if x.data_ptr() != batch.place or not batch.place or x.stride(0) != batch.stride:
+        return  # of the same shape by chance, or with samples in front where T = B
+    one = f", `with run.batch(T={batch.T}, B=1):` around the call for the steps of one sample" if batch.B == 1 else ""
     raise ValueError(
         f"the input {list(batch.network)} was taken for T = {batch.T} time steps of B = {batch.B} samples, but "
         f"{type(module).__name__} adds up its second axis: these are {batch.network[0]} samples without a time axis. "
         "Give the number of steps: count(model, T=1) for an ANN, count(model, T=...) for a network that repeats its "
-        "input, `with run.batch(T=...):` around a loop over time"
+        f"input, `with run.batch(T=...):` around a loop over time{one}"
     )
 
 

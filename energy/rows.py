@@ -26,7 +26,7 @@ class Batch:
         order: how the user's tensors hold them, "TB" or "BT".
         steps: time steps that the running call of the network sees: T, or fewer where the loop over time is outside.
         network: shape of the network's input whose first two axes were taken for T and B; empty where they were said.
-        place: that input's address in memory.
+        place: that input's address in memory. stride: from one step to the next there.
     """
 
     T: int
@@ -35,6 +35,7 @@ class Batch:
     steps: int = 0
     network: tuple[int, ...] = ()
     place: int = 0
+    stride: int = 0
 
     @property
     def sizes(self) -> tuple[int, int]:

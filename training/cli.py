@@ -73,6 +73,10 @@ class EvalOptions:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}; expected >= 1.")
+
 
 def train(argv: list[str]) -> int:
     """`spikeloom train RECIPE ...`: train by a recipe; returns the exit code."""

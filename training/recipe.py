@@ -77,7 +77,7 @@ class Data:
     """What to do with an image or an event recording that cannot be read: end the training, which goes on with --resume
     when the file was replaced, or do without it, with a warning and a count. imagenet, image_folder, event_store: the
     next readable one of the batch is shown in its place; nmnist, cifar10_dvs, dvs_gesture, paf and efaction are read
-    before the training, without it. An evaluation always stops."""
+    before the training, without it. What is tested on is never left out."""
     skip_per_class: int = 0
     """saccade_mnist: leave the first so many images of each digit out of the training part."""
     swap_polarity: bool = False

@@ -215,9 +215,14 @@ def _try_out(stage: Stage) -> None:
             one = batches_of(sample_of(stage.train, data, number), evaluated(data), 1, cpu, stage.recipe.augment)
             evaluate(stage.model, one, stage.recipe, cpu)
             return
-        except DataFaultError:
-            if number == last:
+        except DataFaultError as error:
+            if number == last == 0:
                 raise
+            if number == last:
+                raise DataFaultError(
+                    f"None of the {last + 1:,} recordings to train on can be read, which leaves nothing to show in the "
+                    f"place of what is skipped. The last of them: {error}"
+                ) from error
 
 
 def _write_settings(stages: list[Stage]) -> None:

@@ -39,6 +39,9 @@ _THEN = (
     "--data.unreadable skip, which trains on the next readable recording of the batch instead; an evaluation always "
     "stops."
 )
+_NONE_LEFT = (
+    "None is left to show in their place. Pack the file again (`spikeloom data pack`); a run goes on with --resume."
+)
 _LOOKED_AT, _CUT = 64, 0.1  # recordings; the share of their events that may be cut off without a word
 _READERS = 4  # threads, and batches read ahead: a disk, or checksums, may take longer for a batch than a step takes
 
@@ -111,7 +114,7 @@ class StoredEvents:
         """
         lost = self.learn(indices)
         if lost and (not skips or len(lost) == len(indices)):
-            refuse([*lost.values()], len(indices), RECORDINGS, _THEN)
+            refuse([*lost.values()], len(indices), RECORDINGS, _NONE_LEFT if skips else _THEN)
         return self.shown(indices)
 
     def learn(self, indices: Tensor) -> dict[int, str]:

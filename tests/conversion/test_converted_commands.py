@@ -16,6 +16,7 @@ from spikeloom.conversion import ConvertedNet, convert, load_converted, save_con
 from spikeloom.conversion.files import is_converted
 from spikeloom.conversion.shown import show
 from spikeloom.energy import compare, count
+from spikeloom.energy.counts import MapCount
 from spikeloom.energy.report import Report
 
 Printed = pytest.CaptureFixture[str]
@@ -121,6 +122,23 @@ def test_a_network_that_looks_ahead(T: int, capsys: Printed) -> None:
     assert net.latency == T + 4
 
 
+def test_a_batch_of_as_many_images_as_steps_and_channels_counts_as_others_do(capsys: Printed) -> None:
+    written(method="ltb", offset="cos", T=4, rho=2)  # states [B, C, H, W] of 4 channels
+    counts = []
+    for size in (1, 3, 4, 5, 16, 20):
+        batches = [len(x) for x, _ in show(Path("snn"), Path("test.pt")).batches(size, torch.device("cpu"))]
+        assert sum(batches) == 21
+        assert not {1, 2, 4} & {*batches}, size
+        assert max(batches) <= max(2 * size + 2, 8)
+        assert main(["energy", "snn", "--images", "test.pt", "--json", "a.json", "--batch-size", str(size)]) == 0
+        counts.append(Report.load("a.json").counts)
+    for other in counts[1:]:
+        assert other.layers[1].sop.tolist() == counts[0].layers[1].sop.tolist()
+        for entry, first in zip(other.of(MapCount), counts[0].of(MapCount), strict=True):
+            assert entry == first
+    capsys.readouterr()
+
+
 def test_eval_prints_accuracy_and_rates(capsys: Printed) -> None:
     written()
     assert main(["eval", "snn", "--images", "test.pt", "--batch-size", "4"]) == 0
@@ -184,3 +202,9 @@ def test_what_is_a_converted_network() -> None:
     assert show(Path("snn"), Path("test.pt")).known("layers.relu_1.fire") == "relu#2.fire"
     with torch.no_grad():
         assert torch.equal(load_converted("snn/model.safetensors")(images), net(images))
+
+
+def test_eval_refuses_batches_of_no_image(capsys: Printed) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "snn", "--batch-size", "-1"])
+    assert "--batch-size is -1; expected >= 1" in capsys.readouterr().err

@@ -260,6 +260,33 @@ def test_rounding_is_not_taken_for_looking_ahead() -> None:
         EarlyExit(nn.Sequential(OneType(), Centred(), network()).eval()).calibrate([samples(50)], T=T)
 
 
+class Asserted(nn.Module):
+    """Takes nothing but float32, and says so by an assertion."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return x
+
+
+class NoCopy:
+    """Fails in its own words where a copy is made."""
+
+    def __deepcopy__(self, memo: object) -> NoCopy:
+        raise AssertionError("one of a kind")
+
+
+@pytest.mark.parametrize("held", [0, NoCopy()], ids=("one type", "no copy"))
+def test_a_model_of_which_no_copy_in_float64_runs_is_checked_as_it_is(held: object) -> None:
+    net = nn.Sequential(Asserted(held), network()).eval()
+    assert EarlyExit(net).calibrate([samples(50)], T=T).point.samples == 50
+    with pytest.raises(ValueError, match="step by step the model says other things"):
+        EarlyExit(nn.Sequential(Centred(), *net).eval()).calibrate([samples(50)], T=T)
+
+
 def test_saturated_confidence_is_refused() -> None:
     exits = EarlyExit(network())
     frames, labels = samples(50, noise=2.0)

@@ -19,6 +19,7 @@ from spikeloom.datasets import (
     frames_by_count,
     frames_by_time,
     frames_by_window,
+    time_surface,
     to_binary,
     voxel_grid,
 )
@@ -190,6 +191,31 @@ def test_collate_makes_a_batch() -> None:
 def test_bad_arguments_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(at([1, 2]))
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor], ids=["numpy", "tensor"])
+def test_whole_numbers_of_numpy_and_tensors_are_taken(make_packed: Any, kind: Any) -> None:
+    """As from `events.t[0]`, whose address a compiled loop must not take for a time."""
+    events = make_packed(300)[0]
+    start, end = int(events.t[20]), int(events.t[-20])
+    for binning in (frames_by_time, voxel_grid, partial(time_surface, tau_us=2_000.0)):
+        given = binning(events, kind(6), start_us=kind(start), end_us=kind(end))
+        assert torch.equal(given, binning(events, 6, start_us=start, end_us=end))
+    assert torch.equal(frames_by_window(events, kind(6), kind(700)), frames_by_window(events, 6, 700))
+    assert torch.equal(
+        frames_by_count(events, kind(6), events_per_frame=kind(40)), frames_by_count(events, 6, events_per_frame=40)
+    )
+
+
+def test_a_number_that_is_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^window_us is 9223372036854775808; expected a whole number of 64 bits"):
+        frames_by_window(at([1, 2]), 2, 2**63)
+
+
+@pytest.mark.parametrize("most", [2**61, 2**62, 2**63 - 1])
+def test_a_frame_may_be_larger_than_any_recording(make_packed: Any, most: int) -> None:
+    frames = frames_by_count(make_packed(20, 0, 3), 4, events_per_frame=most)
+    assert frames.sum((2, 3, 4)).tolist() == [[20, 0, 3], [0] * 3, [0] * 3, [0] * 3]
 
 
 @pytest.mark.gpu

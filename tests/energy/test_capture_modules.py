@@ -335,3 +335,22 @@ def test_batch_first_inputs() -> None:
     with torch.no_grad(), count(net, axes="BT", strict=True) as run:
         net(x.transpose(0, 1).contiguous())
     same_counts(run.counts(), counted(net, x))
+
+
+class SomeSteps(nn.Module):
+    """A layer of neurons that sees four of the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fire = LIF()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fire(x[:4].unflatten(-1, (7, 1)))
+
+
+def test_batches_of_other_sizes_agree_on_a_layer_of_some_steps() -> None:
+    with torch.no_grad(), count(SomeSteps()) as run:
+        for size in range(5, 30):
+            run.model(torch.rand(6, size, 7))  # type: ignore[misc]
+    (neurons,) = run.counts().of(NeuronCount)
+    assert neurons.updates == round(7 * 4 / 6)

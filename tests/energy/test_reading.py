@@ -57,6 +57,17 @@ def test_a_flattened_view_is_the_network_s_input() -> None:
         counted(Flat(), IMAGES)
 
 
+def test_the_steps_of_one_sample_can_be_said() -> None:
+    net, x, _ = ANNS["grey, flattened"]
+    with pytest.raises(ValueError, match=r"`with run.batch\(T=12, B=1\):` around the call for the steps of one"):
+        counted(net, x)
+    with torch.no_grad(), count(net) as run, run.batch(T=12, B=1):
+        net(x)
+    found = run.counts()
+    assert (found.T, found.samples) == (12, 1)
+    assert found.layers[0].sop.tolist() == [[50]] * 12
+
+
 class Stepped(nn.Module):
     """A loop over time inside, whose layers see shapes that happen to be that of the network's input."""
 
@@ -70,6 +81,25 @@ class Stepped(nn.Module):
 
 def test_an_equal_shape_by_chance_is_none_of_it() -> None:
     assert counted(Stepped(), torch.ones(4, 4, 5, 5))[:2] == (4, 4)
+
+
+class Turned(nn.Module):
+    """Brings the samples in front and takes the time steps for channels."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x.transpose(0, 1))
+        return y
+
+
+@pytest.mark.parametrize("B", [4, 6])
+def test_time_as_channels_is_no_sum_over_samples(B: int) -> None:
+    assert counted(Turned(nn.Conv2d(4, 2, 3)), torch.ones(4, B, 5, 5))[:2] == (4, B)
+    assert counted(Turned(nn.Sequential(nn.Flatten(), nn.Linear(20, 2))), torch.ones(4, B, 5))[:2] == (4, B)
+    assert counted(Turned(nn.Linear(4, 2)), torch.ones(4, B))[:2] == (4, B)
 
 
 def test_layers_that_keep_time_are_taken_as_they_are() -> None:

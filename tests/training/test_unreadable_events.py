@@ -187,7 +187,7 @@ def test_a_batch_of_damaged_recordings_stops(tmp_path: Path, way: str) -> None:
     damage(tmp_path / "a.events", *order()[BATCH : 2 * BATCH])
     coming = Batches(load_train(data)[0], data, BATCH, CPU).shuffled(SEED, EPOCH)
     next(coming)
-    with pytest.raises(DataFaultError, match="6 of the 6 recordings"):
+    with pytest.raises(DataFaultError, match=r"6 of the 6 recordings .* None is left to show in their place"):
         next(coming)
 
 
@@ -257,6 +257,10 @@ def test_the_first_may_be_damaged_and_what_is_tested_on_may_not(tiny: Recipe, tm
     with pytest.raises(DataFaultError, match=rf"recording {COUNT + 2} "):
         quiet(watching, tmp_path / "other")
     assert find_checkpoint(tmp_path / "other") is None  # said before the first epoch
+    damage(tmp_path / "a.events", *range(1, COUNT))
+    with pytest.raises(DataFaultError, match=f"None of the {COUNT} recordings to train on .*recording 20 "):
+        quiet(recipe, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 NARROW: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "depths": [1, 1, 1], "input_size": [32, 32]}
