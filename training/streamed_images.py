@@ -292,5 +292,6 @@ def _ignore_signals(worker: int) -> None:
     """Leave Ctrl-C to the main process; SIGTERM to the whole group also lets it finish its step and save first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends it, whatever the main process does with alarms
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -316,6 +316,32 @@ def test_a_signal_to_all_processes_saves_and_leaves_no_worker(
         time.sleep(0.1)
 
 
+WORKER = """
+import signal, time
+from spikeloom.training import streamed_images
+streamed_images._GRACE = 1
+signal.signal(signal.SIGALRM, lambda *_: None)  # as the main process may have it, from which a worker is forked
+streamed_images._ignore_signals(0)
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGALRM")
+def test_a_worker_ends_some_time_after_sigterm_whatever_alarms_do_in_the_main_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        begin = time.monotonic()
+        worker.terminate()
+        try:
+            assert worker.wait(30) == -signal.SIGALRM
+        finally:
+            worker.kill()
+    assert time.monotonic() - begin > 0.5  # it may finish its chunk
+
+
 def _lives(group: int) -> bool:
     try:
         os.killpg(group, 0)
