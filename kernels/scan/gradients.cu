@@ -48,20 +48,6 @@ LOOM_INLINE void spread(const Work& w, real* to, const Stripe& from) {
     for (int k = 0; k < HELD; ++k) to[w.lane * COLUMN + w.warp + WAYS * k] = loom_load(from.e[k]);
 }
 LOOM_INLINE Held held(const real* shared) { return *reinterpret_cast<const Held*>(shared); }
-LOOM_INLINE Held take(const Arguments& a, const Work& w, const real* from, long long sequence) {
-    Held s;
-#pragma unroll
-    for (int k = 0; k < HELD; ++k) {
-        const int state = w.q * HELD + k;
-        s.e[k] = from && w.valid && state < a.states ? from[(sequence + w.own) * a.states + state] : real(0);
-    }
-    return s;
-}
-LOOM_INLINE void give(const Arguments& a, const Work& w, real* to, long long sequence, const Held& s) {
-#pragma unroll
-    for (int k = 0; k < HELD; ++k)
-        if (to && w.valid && w.q * HELD + k < a.states) to[(sequence + w.own) * a.states + w.q * HELD + k] = s.e[k];
-}
 LOOM_INLINE Held take_padded(const Arguments& a, const Work& w, const real* of, long long first, int row) {
     const long long sequence = (long long)row * a.batch * a.channels + first + w.own;
     return w.valid ? held(of + sequence * N + w.q * HELD) : Held();
@@ -216,10 +202,10 @@ LOOM_INLINE void add_up(const Arguments& a, const Work& w, const Shared& m, int 
 LOOM_INLINE void close(const Arguments& a, Work& w, const Shared& m, Sums& sums, const Held& G) {
     w.sequence = m.block->sequence, w.first = m.block->first, w.chunk = w.begin / a.chunk;
     const long long sequence = ((long long)w.chunk * a.batch) * a.channels + w.sequence;
-    give(a, w, a.grad_A, sequence, sums.A);
-    if (!B_MOVES) give(a, w, a.grad_B, sequence, sums.B);
-    if (!C_MOVES) give(a, w, a.grad_C, sequence, sums.C);
-    if (w.chunk == 0) give(a, w, a.grad_start, w.sequence, G);
+    write(a, w, a.grad_A, sequence, sums.A);
+    if (!B_MOVES) write(a, w, a.grad_B, sequence, sums.B);
+    if (!C_MOVES) write(a, w, a.grad_C, sequence, sums.C);
+    if (w.chunk == 0) write(a, w, a.grad_start, w.sequence, G);
     const int row = ROWS * w.warp + fold<ROWS, 32, 1>(sums.D, w.lane);
     fold<ROWS, 32, 1>(sums.bias, w.lane);
     if (w.lane % (32 / ROWS) || row >= w.count) return;
@@ -227,13 +213,13 @@ LOOM_INLINE void close(const Arguments& a, Work& w, const Shared& m, Sums& sums,
     if (a.grad_bias) a.grad_bias[sequence + row] = sums.bias[0];
 }
 extern "C" __global__ void __launch_bounds__(MANY, 2) scan_gradients(const Arguments a) {
-    __align__(32) __shared__ real pairs[CHANNELS * TWICE], slopes[CHANNELS * PACE], rates[CHANNELS * ROW];
+    __align__(32) __shared__ real pairs[CHANNELS * TWICE], slopes[CHANNELS * PACE], by_rate[CHANNELS * ROW];
     __align__(32) __shared__ real of_B[TILE * COLUMN], of_C[TILE * COLUMN];
     __shared__ real parts[WAYS * SPAN * PARTS], bias[CHANNELS], D[CHANNELS];
     __align__(32) __shared__ real first_states[TILE / BATCH * MANY * HELD];
     __shared__ Block block;
     Held* starts = reinterpret_cast<Held*>(first_states);
-    const Shared m = {pairs, slopes, rates, of_B, of_C, parts, bias, D, starts, &block};
+    const Shared m = {pairs, slopes, by_rate, of_B, of_C, parts, bias, D, starts, &block};
     Work w = find(a, 0);
     w.q = threadIdx.x % WAYS, w.own = threadIdx.x / WAYS;
     w.valid = w.own < w.count;
@@ -244,11 +230,10 @@ extern "C" __global__ void __launch_bounds__(MANY, 2) scan_gradients(const Argum
         bias[threadIdx.x] = a.bias && there ? a.bias[w.first + threadIdx.x] : real(0);
         D[threadIdx.x] = a.D && there ? a.D[w.first + threadIdx.x] : real(0);
     }
-    Held A = take(a, w, a.A, w.first);
-#pragma unroll
-    for (int k = 0; k < HELD; ++k) A.e[k] *= real(1.4426950408889634);
-    const Held fixed_B = take(a, w, a.fixed_B, w.first), fixed_C = take(a, w, a.fixed_C, w.first);
-    Held G = a.chunks > 1 ? take_padded(a, w, a.borders, w.sequence, w.chunk) : take(a, w, a.grad_last, w.sequence);
+    const Held A = rates<HELD>(a, w);
+    const Held fixed_B = read<HELD>(a, w, a.fixed_B, w.first), fixed_C = read<HELD>(a, w, a.fixed_C, w.first);
+    Held G = a.chunks > 1 ? take_padded(a, w, a.borders, w.sequence, w.chunk)
+                          : read<HELD>(a, w, a.grad_last, w.sequence);
     Sums sums = {};
     const int last = w.begin + (w.end - w.begin - 1) / TILE * TILE;
     __syncthreads();

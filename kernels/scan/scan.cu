@@ -98,20 +98,22 @@ LOOM_INLINE void spread(const Work& w, real* to, const Column& from) {
 }
 LOOM_INLINE States at(const real* shared) { return *reinterpret_cast<const States*>(shared); }
 
-// The thread's states of [.., d, n] and [.., d, N].
-LOOM_INLINE States read(const Arguments& a, const Work& w, const real* from, long long sequence) {
-    States s;
+// The thread's states of [.., d, n], K of them (S; in gradients.cu HELD), and of [.., d, N].
+template <int K = S>
+LOOM_INLINE Pack<real, K> read(const Arguments& a, const Work& w, const real* from, long long sequence) {
+    Pack<real, K> s;
 #pragma unroll
-    for (int k = 0; k < S; ++k) {
-        const int state = w.q * S + k;
+    for (int k = 0; k < K; ++k) {
+        const int state = w.q * K + k;
         s.e[k] = from && w.valid && state < a.states ? from[(sequence + w.own) * a.states + state] : real(0);
     }
     return s;
 }
-LOOM_INLINE void write(const Arguments& a, const Work& w, real* to, long long sequence, const States& s) {
+template <int K>
+LOOM_INLINE void write(const Arguments& a, const Work& w, real* to, long long sequence, const Pack<real, K>& s) {
 #pragma unroll
-    for (int k = 0; k < S; ++k)
-        if (to && w.valid && w.q * S + k < a.states) to[(sequence + w.own) * a.states + w.q * S + k] = s.e[k];
+    for (int k = 0; k < K; ++k)
+        if (to && w.valid && w.q * K + k < a.states) to[(sequence + w.own) * a.states + w.q * K + k] = s.e[k];
 }
 LOOM_INLINE States* padded(const Arguments& a, const Work& w, real* of, int row) {
     const long long sequence = (long long)row * a.batch * a.channels + w.sequence + w.own;
@@ -123,10 +125,11 @@ LOOM_INLINE States read_padded(const Arguments& a, const Work& w, real* of, int 
 LOOM_INLINE void write_padded(const Arguments& a, const Work& w, real* of, int row, const States& s) {
     if (w.valid) *padded(a, w, of, row) = s;
 }
-LOOM_INLINE States rates(const Arguments& a, const Work& w) {  // of powers of 2
-    States A = read(a, w, a.A, w.first);
+template <int K = S>
+LOOM_INLINE Pack<real, K> rates(const Arguments& a, const Work& w) {  // of powers of 2
+    Pack<real, K> A = read<K>(a, w, a.A, w.first);
 #pragma unroll
-    for (int k = 0; k < S; ++k) A.e[k] *= real(1.4426950408889634);
+    for (int k = 0; k < K; ++k) A.e[k] *= real(1.4426950408889634);
     return A;
 }
 
