@@ -270,9 +270,10 @@ class EarlyExit:
 
     @torch.no_grad()
     def _check_causal(self, x: Tensor) -> None:
+        """Compare both ways to run in float64, or, where a model does not take that, in its own type."""
         with any_steps(self.model):
             self._axes = batch_axes(self.model, x[:1])
-        try:  # in float32 the rounding of other shapes turns spikes, and behind those all outputs of a deep network
+        try:  # in float32 the rounding of other shapes turns spikes, and so all outputs of a deep network
             whole, parts = _both_ways(deepcopy(self.model).double(), x.double())
         except Exception:  # of many types: a copy that cannot be made, a model of one type; as it is, it must run
             whole, parts = _both_ways(self.model, x)

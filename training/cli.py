@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spikeloom.conversion.files import is_converted
 from spikeloom.training.checkpoint import check_classes, load_model, require_checkpoint
 from spikeloom.training.energy_count import part_of
 from spikeloom.training.energy_report import report_energy
@@ -120,6 +119,8 @@ def train(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """`spikeloom eval CHECKPOINT ...`: accuracy and firing rates; returns the exit code."""
+    from spikeloom.conversion.files import is_converted
+
     options = tyro.cli(EvalOptions, args=argv, prog="spikeloom eval", config=_TYRO)
     if is_converted(options.checkpoint):
         return _evaluate_converted(options, Console(highlight=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,16 +12,8 @@ from torch.nn import functional as F
 from spikeloom.conversion import QCFS, DietConfig, EarlyExit, ReluVGG, convert, diet_from_ann, prune_time
 from spikeloom.conversion.iir import accuracy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 Labelled = tuple[Tensor, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def digits(seed: int) -> tuple[Labelled, Labelled]:

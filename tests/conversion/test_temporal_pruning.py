@@ -17,15 +17,8 @@ from spikeloom.conversion.diet_vgg import DietConfig, DietVGG, ReluVGG
 from spikeloom.conversion.iir import Pruned, accuracy, prune_time
 from spikeloom.datasets import MNIST5k
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = DietConfig((8, "A", 8), (16,), in_channels=1, input_size=(14, 14), dropout=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def digits(part: str, each: int) -> tuple[Tensor, Tensor]:

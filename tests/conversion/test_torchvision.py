@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from spikeloom_tests.conversion.nets import settled
@@ -13,7 +11,10 @@ from spikeloom.conversion import NotConvertibleError, convert
 from spikeloom.energy import count
 
 torchvision = pytest.importorskip("torchvision")
-pytestmark = pytest.mark.filterwarnings("ignore:the thresholds are from:UserWarning")  # few images do here
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the thresholds are from:UserWarning"),  # few images do here
+    pytest.mark.usefixtures("one_thread"),
+]
 
 CONVERT = {
     "alexnet": 64,
@@ -40,14 +41,6 @@ REFUSED = {
     "regnet_y_400mf": "squeeze-and-excitation",
     "vit_b_16": "VisionTransformer does not convert",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model(name: str) -> nn.Module:

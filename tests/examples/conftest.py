@@ -8,16 +8,11 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are so small that threads on cores with other work wait for each other for most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """For all of them."""
 
 
 @pytest.fixture(scope="module")

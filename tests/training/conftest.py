@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikeloom.datasets import Events, write_bin
+from spikeloom.datasets import NMNIST, Events, pack_store, write_bin
 from spikeloom.training import Augment, Data, Optim, Recipe
 
 TRAIN, TEST = 4, 2  # recordings per digit
@@ -33,6 +33,14 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 write_bin(folder / f"{number:05d}.bin", blob(label, generator))
     return root
+
+
+@pytest.fixture
+def stores(recordings: Path, tmp_path: Path) -> Path:
+    """A folder with these recordings as train.events and test.events, to be changed as a test likes."""
+    for part in ("train", "test"):
+        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
+    return tmp_path
 
 
 @pytest.fixture

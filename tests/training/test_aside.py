@@ -19,7 +19,6 @@ from spikeloom_tests.training.test_resume import assert_same_run
 from spikeloom_tests.training.two_processes import quiet, signalled
 from torch import Tensor
 
-from spikeloom.datasets import NMNIST, pack_store
 from spikeloom.training import Augment, Recipe, TrainingInterrupted, aside, event_batches, network
 from spikeloom.training.aside import Aside
 from spikeloom.training.checkpoint import require_checkpoint
@@ -181,13 +180,9 @@ def test_an_error_comes_in_its_place_and_the_threads_end(monkeypatch: pytest.Mon
     assert not _threads()
 
 
-def test_a_training_that_stops_leaves_no_thread(
-    recordings: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_that_stops_leaves_no_thread(stores: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
-    for part in ("train", "test"):
-        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
-    data = replace(tiny.data, name="event_store", root=str(tmp_path))
+    data = replace(tiny.data, name="event_store", root=str(stores))
     batches = Batches(load_train(data)[0], data, 4, CPU, Augment(shift_px=1))
     gpu = PretendedGpu(monkeypatch)
     gpu.made.append("batch")
@@ -206,16 +201,14 @@ def test_a_training_that_stops_leaves_no_thread(
 
 
 @pytest.fixture
-def threaded(recordings: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+def threaded(stores: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     """A recipe whose words are read and whose batches are made ahead, as on a GPU, of tmp_path/train.events."""
-    for part in ("train", "test"):
-        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
     gpu = PretendedGpu(monkeypatch)
     gpu.made.append("batch")
     monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
     monkeypatch.setattr(event_batches, "Aside", lambda device: Aside(torch.device("cuda")))
     monkeypatch.setattr(StoredEvents, "reads", lambda self, parts, skips: ahead(self._words, parts, 2))
-    yield replace(tiny, data=replace(tiny.data, name="event_store", root=str(tmp_path)), epochs=2)
+    yield replace(tiny, data=replace(tiny.data, name="event_store", root=str(stores)), epochs=2)
     assert "main waits for aside's batch" in gpu.said
 
 
@@ -354,13 +347,11 @@ def test_several_are_read_at_once_and_come_in_their_order() -> None:
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_busy_gpu_is_not_waited_for_and_gives_the_same_frames(
-    recordings: Path, tiny: Recipe, tmp_path: Path, name: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+    stores: Path, tiny: Recipe, name: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
         monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
-    for part in ("train", "test"):
-        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
-    data = replace(tiny.data, name="event_store", root=str(tmp_path), split="number", encoding="count")
+    data = replace(tiny.data, name="event_store", root=str(stores), split="number", encoding="count")
     train = load_train(data)[0]
     device = torch.device("cuda")
     batches = Batches(train, data, 7, device, CHANGES[name])

@@ -16,7 +16,6 @@ from spikeloom_tests.kernels.waits import no_waiting
 from spikeloom_tests.training.pretended_graphs import ListedBatches, tensors, train
 from torch import Tensor, nn
 
-from spikeloom.datasets import NMNIST, pack_store
 from spikeloom.training import Augment, Optim, Recipe, event_batches, fit, network, snapshot
 from spikeloom.training.data import Batches, load_train
 from spikeloom.training.device_step import samples_in
@@ -208,14 +207,12 @@ def test_a_spiking_model_with_dropout_is_captured(bf16: bool, tiny: Recipe, tmp_
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
 def test_batches_are_made_while_a_step_is_captured(
-    recordings: Path, tiny: Recipe, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+    stores: Path, tiny: Recipe, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By another thread, before, during and after the capture: what a step is given are still the CPU's frames."""
     if not kept:
         monkeypatch.setattr(event_batches, "MAX_CACHE_BYTES", 0)
-    for part in ("train", "test"):
-        pack_store(tmp_path / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
-    data = replace(tiny.data, name="event_store", root=str(tmp_path), split="number", encoding="count")
+    data = replace(tiny.data, name="event_store", root=str(stores), split="number", encoding="count")
     recipe = replace(tiny, data=data, augment=Augment(shift_px=2, flip=0.5), batch_size=2, cuda_graph="on")
     part = load_train(data)[0]
     fed, given = Batches(part, data, 2, GPU, recipe.augment), []

@@ -23,15 +23,6 @@ from spikeloom.training.threads import ahead
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def stores(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recordings of `tiny`, packed part by part."""
-    root = tmp_path_factory.mktemp("stores")
-    for part in ("train", "test"):
-        pack_store(root / f"{part}.events", NMNIST(recordings, part), 34, 34)  # type: ignore[arg-type]
-    return root
-
-
 @pytest.fixture(params=["kept", "streamed"])
 def streamed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames that are kept, or too large for that."""
